@@ -1,0 +1,122 @@
+"""Attention, MLP, block, patch embedding and rotary positions. Knows nothing of pruning.
+
+Parameter names are timm's, so that public DINOv2 and DINOv3 backbones load (see ``weights.py``).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def rotary_table(coordinates: Tensor, head_dim: int, base: float = 100.0) -> Tensor:
+    """Axial rotary position table of DINOv3 (Siméoni et al. 2025).
+
+    coordinates: (B, N, 2) float, already scaled (DINOv3: -1 to 1 along each axis). Returns (2, B, N, head_dim) float32:
+    sine and cosine, laid out for :func:`rotate`.
+    """
+    quarter = head_dim // 4
+    periods = base ** (torch.arange(quarter, device=coordinates.device, dtype=torch.float32) / quarter)
+    angles = 2 * math.pi * coordinates.float().unsqueeze(-1) / periods
+    angles = angles.flatten(2).repeat(1, 1, 2)
+    return torch.stack((angles.sin(), angles.cos()))
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate (B, heads, N, head_dim) by a table (2, B, N, head_dim), in the table's precision."""
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (x * rope[1].unsqueeze(1) + turned * rope[0].unsqueeze(1)).to(x.dtype)
+
+
+def soft_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """Attention in which each key counts as much as its soft keep weight; a token always sees itself.
+
+    q, k, v: (B, heads, N, head_dim). weight: (B, N) float in [0, 1]. With e = exp(score - row maximum) and
+    g_ij = weight_j for i != j, g_ii = 1: A_ij = (e_ij g_ij + eps/N) / (sum_j e_ij g_ij + eps). DynamicViT (Rao et al.
+    2021, eq. 10-11), as used by Reg4Pru.
+    """
+    count = q.shape[-2]
+    score = ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).float()
+    score = score - score.amax(-1, keepdim=True).detach()
+    itself = torch.eye(count, device=q.device, dtype=weight.dtype)
+    gate = weight.unsqueeze(-2) * (1 - itself) + itself
+    value = score.exp() * gate.unsqueeze(1)
+    attention = (value + eps / count) / (value.sum(-1, keepdim=True) + eps)
+    return attention.to(v.dtype) @ v
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention on the fused kernel wherever no soft weight is given."""
+
+    def __init__(self, dim: int, heads: int, qkv_bias: bool):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, rope: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+        """x: (B, N, D); rope: (2, B, N, head_dim); weight: (B, N) float or bool, or None. Returns (B, N, D)."""
+        batch, count, dim = x.shape
+        q, k, v = self.qkv(x).view(batch, count, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        if rope is not None:
+            q, k = rotate(q, rope), rotate(k, rope)
+        if weight is None:
+            y = F.scaled_dot_product_attention(q, k, v)
+        elif weight.dtype == torch.bool:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=weight[:, None, None, :])
+        else:
+            y = soft_attention(q, k, v, weight)
+        return self.proj(y.transpose(1, 2).reshape(batch, count, dim))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with layer scale."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, qkv_bias: bool, layer_scale: float, norm_eps: float = 1e-5):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(dim, heads, qkv_bias)
+        self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale))
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
+
+    def forward(self, x: Tensor, rope: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+        """x: (B, N, D); rope: (2, B, N, head_dim); weight: (B, N) or None. Returns (B, N, D)."""
+        x = x + self.gamma_1 * self.attn(self.norm1(x), rope, weight)
+        return x + self.gamma_2 * self.mlp(self.norm2(x))
+
+
+class PatchEmbedding(nn.Module):
+    """Non-overlapping patches to tokens."""
+
+    def __init__(self, patch: int, dim: int):
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv2d(3, dim, kernel_size=patch, stride=patch)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: (B, 3, H, W), sides divisible by the patch size. Returns (B, h*w, D), raster order."""
+        return self.proj(image).flatten(2).transpose(1, 2)
+
+
+def grid_positions(height: int, width: int, device: torch.device) -> Tensor:
+    """Patch centres of a token grid: (1, h*w, 2) float, (row, column), raster order."""
+    rows = torch.arange(height, device=device, dtype=torch.float32) + 0.5
+    columns = torch.arange(width, device=device, dtype=torch.float32) + 0.5
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).view(1, -1, 2)

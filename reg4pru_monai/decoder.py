@@ -1,0 +1,100 @@
+"""Token grid -> logits at pixel resolution."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of (B, D, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D, H, W) -> (B, D, H, W)."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Upscale(nn.Sequential):
+    """Twice the resolution: transposed 2x2 convolution, GELU, depthwise 3x3, channel LayerNorm (EoMT)."""
+
+    def __init__(self, dim: int):
+        super().__init__(
+            nn.ConvTranspose2d(dim, dim, kernel_size=2, stride=2),
+            nn.GELU(),
+            nn.Conv2d(dim, dim, kernel_size=3, padding=1, groups=dim, bias=False),
+            ChannelNorm(dim),
+        )
+
+
+class EomtDecoder(nn.Module):
+    """EoMT (Kerssies et al., CVPR 2025) with one query: the tokens carry the whole prediction.
+
+    The query joins the sequence before the last ``query_blocks`` blocks; the mask is the dot product of its embedding
+    with the upscaled tokens. Attention of the query is never masked: what EoMT anneals towards, and what it infers with.
+    stride: pixels per logit before the final bilinear step (EoMT: 4).
+    """
+
+    def __init__(self, dim: int, patch: int, query_blocks: int, stride: int = 4):
+        super().__init__()
+        steps = round(math.log2(patch / stride))
+        if steps < 1:
+            raise ValueError(f"decoder stride must be at most half the patch size {patch}, got {stride}")
+        self.query_blocks = query_blocks
+        self.query = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
+        self.mask_mlp = nn.Sequential(
+            nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)
+        )
+        self.upscale = nn.Sequential(*(Upscale(dim) for _ in range(steps)))
+
+    def forward(self, image: Tensor, query: Tensor, grid: Tensor) -> Tensor:
+        """image: (B, 3, H, W), for its size only. query: (B, 1, D). grid: (B, D, h, w). Returns logits (B, 1, H, W)."""
+        mask = torch.einsum("bqd,bdhw->bqhw", self.mask_mlp(query), self.upscale(grid))
+        return F.interpolate(mask, size=image.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """3x3 convolution, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class SkipDecoder(nn.Module):
+    """A light convolutional stem on the image, joined with the tokens at 1/4, 1/2 and full resolution.
+
+    Keeps one-pixel vessels that a patch embedding without pretraining loses. No query, no deep supervision.
+    width: channels at full resolution; twice and four times as many at 1/2 and 1/4.
+    """
+
+    query_blocks = 0
+
+    def __init__(self, dim: int, width: int = 12):
+        super().__init__()
+        self.register_buffer("query", torch.zeros(1, 0, dim), persistent=False)
+        self.stem_1 = convolution(3, width)
+        self.stem_2 = nn.Sequential(convolution(width, 2 * width, stride=2), convolution(2 * width, 2 * width))
+        self.stem_4 = nn.Sequential(convolution(2 * width, 4 * width, stride=2), convolution(4 * width, 4 * width))
+        self.tokens = nn.Conv2d(dim, 4 * width, kernel_size=1)
+        self.join_quarter = convolution(8 * width, 4 * width)
+        self.to_half = nn.Conv2d(4 * width, 2 * width, kernel_size=1)
+        self.join_half = convolution(4 * width, 2 * width)
+        self.to_full = nn.Conv2d(2 * width, width, kernel_size=1)
+        self.join_full = convolution(2 * width, width)
+        self.logit = nn.Conv2d(width, 1, kernel_size=1)
+
+    def forward(self, image: Tensor, query: Tensor, grid: Tensor) -> Tensor:
+        """image: (B, 3, H, W). query: unused. grid: (B, D, h, w). Returns logits (B, 1, H, W)."""
+        full = self.stem_1(image)
+        half = self.stem_2(full)
+        quarter = self.stem_4(half)
+        x = self.join_quarter(torch.cat((quarter, _resize(self.tokens(grid), quarter)), dim=1))
+        x = self.join_half(torch.cat((half, _resize(self.to_half(x), half)), dim=1))
+        x = self.join_full(torch.cat((full, _resize(self.to_full(x), full)), dim=1))
+        return self.logit(x)
+
+
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)

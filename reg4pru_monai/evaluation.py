@@ -1,0 +1,184 @@
+"""Evaluation in the original frame: accuracy and speed of the same forward pass, dense and pruned side by side."""
+
+import csv
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import decollate_batch, list_data_collate
+from monai.transforms import Activationsd, Compose, Invertd
+from torch import Tensor
+from tqdm import tqdm
+
+from .accounting import compare_speed, count_flops, peak_memory, seconds
+from .fundus.fov import FieldOfView
+from .fundus.io import read_image, read_mask, write_mask
+from .metrics import VesselMetrics
+from .plots import overlay, save_curves, save_picture
+from .segmenter import Segmenter
+from .windows import FundusWindowInferer
+
+logger = logging.getLogger(__name__)
+
+
+class Prediction(NamedTuple):
+    """probability: (1, H, W) float32 in the original frame, 0 outside the field of view. seconds: network and stitching."""
+
+    probability: Tensor
+    seconds: float
+
+
+def postprocessing(preprocessing: Compose, key: str = "pred") -> Compose:
+    """Logits at canonical scale -> probabilities (1, H, W) in the original frame, 0 outside the field of view."""
+    return Compose(
+        [
+            Activationsd(key, sigmoid=True),
+            Invertd(key, transform=preprocessing, orig_keys="image", nearest_interp=False, to_tensor=True),
+        ]
+    )
+
+
+def predict(
+    network: Segmenter, item: Mapping[str, Any], preprocessing: Compose, inferer: FundusWindowInferer, device: torch.device
+) -> Prediction:
+    """Segment one preprocessed image.
+
+    item: what ``preprocessing`` returned: image (3, h, w), fov (1, h, w).
+    """
+    image, fov = (item[key].as_tensor()[None].to(device) for key in ("image", "fov"))
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return inferer(image, network, fov=fov).float().cpu()
+
+    spent, logits = seconds(run, device)
+    batch = list_data_collate([{"image": item["image"]}])
+    batch["pred"] = logits
+    restored = postprocessing(preprocessing)(decollate_batch(batch)[0])["pred"]
+    return Prediction(restored.as_tensor().float(), spent)
+
+
+class Evaluation:
+    """Evaluates variants of one network on the same images, interleaved, and writes what it found into a folder.
+
+    data: dictionaries with "image", "label", "name", "subject". preprocessing: the one of training.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, str]],
+        preprocessing: Compose,
+        inferer: FundusWindowInferer,
+        device: torch.device,
+        output_dir: str | Path,
+        overlays: int = 3,
+        progress: bool = True,
+    ):
+        self.data = list(data)
+        self.preprocessing = preprocessing
+        self.inferer = inferer
+        self.device = device
+        self.output_dir = Path(output_dir)
+        self.overlays = overlays
+        self.progress = progress
+
+    def run(self, network: Segmenter) -> dict[str, float]:
+        """Evaluate pruned and dense; returns flat metrics ``pruned/ap``, ``dense/images_per_second``, …
+
+        Writes metrics.json, per_image.csv, precision_recall.png and overlays/ into the output folder.
+        """
+        network = network.to(self.device).eval()
+        variants = {"pruned": network, "dense": network.dense()}
+        metrics = {name: VesselMetrics() for name in variants}
+        times: dict[str, list[float]] = {name: [] for name in variants}
+        result: dict[str, float] = {}
+        for number, entry in enumerate(tqdm(self.data, desc="evaluating", disable=not self.progress)):
+            item = self.preprocessing(dict(entry))
+            if number == 0:
+                result |= self._cost(variants, item)
+            label = torch.from_numpy(read_mask(entry["label"])[None])
+            fov = torch.from_numpy(FieldOfView(**item["image"].meta["fov"]).mask[None])
+            # Which variant goes first alternates, so that neither is always timed on warm caches.
+            for name in sorted(variants, reverse=bool(number % 2)):
+                found = predict(variants[name], item, self.preprocessing, self.inferer, self.device)
+                times[name].append(found.seconds)
+                metrics[name].update(found.probability, label, fov, entry["name"], group=entry["subject"])
+                if name == "pruned" and number < self.overlays:
+                    self._picture(entry, found.probability)
+        for name, speed in compare_speed(times, "dense").items():
+            summary = {key: value for key, value in metrics[name].summary().items() if key != "images"}
+            values = {**summary, "images_per_second": speed.images_per_second, "speedup": speed.speedup}
+            result |= {f"{name}/{key}": float(value) for key, value in values.items()}
+        result["efficiency"] = result["pruned/speedup"] / (result["dense/gflops"] / result["pruned/gflops"])
+        self._write(result, metrics)
+        return result
+
+    def _cost(self, variants: Mapping[str, Segmenter], item: Mapping[str, Any]) -> dict[str, float]:
+        """FLOPs and peak memory of each variant on the first image; warms up for the timing."""
+        costs: dict[str, float] = {}
+        for name, variant in variants.items():
+
+            def run(variant: Segmenter = variant) -> Prediction:
+                return predict(variant, item, self.preprocessing, self.inferer, self.device)
+
+            costs[f"{name}/gflops"] = count_flops(run) / 1e9
+            costs[f"{name}/peak_memory_mib"] = peak_memory(run, self.device)
+        return costs
+
+    def _picture(self, entry: Mapping[str, str], probability: Tensor) -> None:
+        mask = probability[0].numpy() >= 0.5
+        picture = overlay(read_image(entry["image"]), mask, read_mask(entry["label"]))
+        save_picture(self.output_dir / "overlays" / f"{entry['name']}.jpg", picture)
+
+    def _write(self, result: Mapping[str, float], metrics: Mapping[str, VesselMetrics]) -> None:
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        (self.output_dir / "metrics.json").write_text(json.dumps(dict(result), indent=2) + "\n")
+        rows = [{"variant": name, **row} for name, metric in metrics.items() for row in metric.per_image()]
+        with open(self.output_dir / "per_image.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        curves = {name: metric.curve() for name, metric in metrics.items()}
+        save_curves(self.output_dir / "precision_recall.png", curves, {n: result[f"{n}/ap"] for n in curves})
+
+
+class MaskWriter:
+    """MONAI handler: writes the mask (PNG, 0 and 255, original size) and an overlay of every segmented photograph.
+
+    Files: ``masks/<name>.png`` and ``overlays/<name>.jpg`` in ``output_dir``.
+    """
+
+    def __init__(self, output_dir: str | Path, threshold: float = 0.5):
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold must be in (0, 1), got {threshold}")
+        self.output_dir = Path(output_dir)
+        self.threshold = threshold
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
+        engine.add_event_handler(Events.COMPLETED, lambda: logger.info("masks and overlays: %s", self.output_dir))
+
+    def write(self, engine: Engine) -> None:
+        """Write the results of one batch."""
+        for entry, output in zip(engine.state.batch, engine.state.output, strict=True):
+            mask = output["pred"][0].cpu().numpy() >= self.threshold
+            path = self.output_dir / "masks" / f"{entry['name']}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_mask(path, mask)
+            image = read_image(entry["image"].meta["filename_or_obj"])
+            save_picture(self.output_dir / "overlays" / f"{entry['name']}.jpg", overlay(image, mask))
+
+
+def check_labels(data: Sequence[Mapping[str, str]]) -> None:
+    """Raise ValueError for an image whose vessel mask is empty: it would teach the network that there are no vessels."""
+    for entry in data:
+        if not np.any(read_mask(entry["label"])):
+            raise ValueError(
+                f"{entry['label']}: the mask has no vessel pixel; correct it or take the image out of the data set"
+            )

@@ -1,0 +1,216 @@
+"""Fundus photographs and masks from and to files: what the content says, not what the suffix says."""
+
+import io
+import os
+import uuid
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import tifffile
+from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, PpmImagePlugin
+
+DEFAULT_MAX_PIXELS = 150_000_000
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
+
+_ORIENTATION_TAG = 0x0112
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# The plugin classes are opened directly: Image.open() has one pixel limit for the whole process.
+_PILLOW_MAGIC: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
+    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    (b"GIF8", GifImagePlugin.GifImageFile),
+    (b"BM", BmpImagePlugin.BmpImageFile),
+    *((b"P%d" % kind, PpmImagePlugin.PpmImageFile) for kind in range(1, 7)),
+)
+
+
+class FundusReadError(ValueError):
+    """A file that cannot be read as an image; `path` and `reason` say which and why."""
+
+    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = Path(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["FundusReadError"], tuple[Path, str]]:
+        return type(self), (self.path, self.reason)
+
+
+def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """Decode a photograph, upright (EXIF orientation applied), transparency on black, the first of several frames.
+
+    max_pixels: refuse images with more pixels than this, before decoding them.
+    Returns (H, W, 3) uint8, or float32 in [0, 1] where the file has more than 8 bits per channel.
+    Raises FundusReadError.
+    """
+    data = _read_bytes(Path(path))
+    try:
+        pixels = _decode_tiff(data, path, max_pixels) if data[:4] in _TIFF_MAGIC else _decode(data, path, max_pixels)
+    except FundusReadError:
+        raise
+    except Exception as error:  # decoders of damaged files raise anything: struct, zlib, index, syntax errors …
+        raise FundusReadError(path, f"cannot be decoded, it may be truncated or damaged: {error!r}") from error
+    return np.ascontiguousarray(pixels)
+
+
+def read_mask(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """Decode a mask: the brighter of two values, or at least half the range where there are more (JPEG).
+
+    Returns (H, W) bool. Raises FundusReadError.
+    """
+    grey = read_image(path, max_pixels=max_pixels).max(axis=2)
+    lowest, highest = grey.min(), grey.max()
+    if lowest == highest:
+        return grey > 0
+    if ((grey == lowest) | (grey == highest)).all():
+        return grey == highest
+    return grey >= (128 if grey.dtype == np.uint8 else 0.5)
+
+
+def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
+    """Write mask (H, W) bool as an 8-bit PNG of 0 and 255, complete or not at all. Raises ValueError, OSError."""
+    if mask.ndim != 2 or mask.dtype != np.bool_:
+        raise ValueError(f"mask must be (H, W) bool, got {mask.shape} {mask.dtype}; threshold or squeeze it first")
+    target = Path(path)
+    partial = target.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        Image.fromarray(mask.astype(np.uint8) * 255).save(partial, format="PNG")
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_bytes(path: Path) -> bytes:
+    """The file's bytes, once its first ones are known to be those of an image."""
+    if not path.exists():
+        raise FundusReadError(path, "no such file; check the path")
+    if not path.is_file():
+        raise FundusReadError(path, "is a folder or a special file, not an image; give the path of one image file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            if not head:
+                raise FundusReadError(path, "is empty (0 bytes); copy or download it again")
+            if head[:4] not in _TIFF_MAGIC and not any(head.startswith(magic) for magic, _ in _PILLOW_MAGIC):
+                raise FundusReadError(
+                    path, f"is not JPEG, PNG, TIFF, BMP, GIF or PPM (starts with {head!r}); convert it to one of these"
+                )
+            return head + file.read()
+    except OSError as error:
+        raise FundusReadError(path, f"cannot be opened: {error.strerror}; check its permissions") from error
+
+
+def _check_size(path: str | os.PathLike[str], width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise FundusReadError(
+            path, f"has {width} x {height} pixels, more than max_pixels={max_pixels}; raise max_pixels if you trust it"
+        )
+
+
+def _decode(data: bytes, path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
+    """Anything but TIFF: (H, W, 3) uint8 or float32."""
+    plugin = next(plugin for magic, plugin in _PILLOW_MAGIC if data.startswith(magic))
+    with plugin(io.BytesIO(data), str(path)) as image:
+        _check_size(path, *image.size, max_pixels)
+        orientation = _orientation(image)
+        if image.format == "PNG" and data[24] == 16:  # Pillow would drop the lower 8 bits of colour
+            pixels = _to_rgb(_unit(imagecodecs.png_decode(data)))
+        elif image.format == "PPM" and image.mode == "RGB" and (deep := _deep_ppm(data, image)) is not None:
+            pixels = deep
+        elif image.mode.startswith(("I", "F")):
+            pixels = _to_rgb(_unit(np.asarray(image).astype(np.uint16)))
+        else:
+            pixels = _pillow_rgb(image)
+    return _upright(pixels, orientation)
+
+
+def _deep_ppm(data: bytes, image: ImageFile.ImageFile) -> np.ndarray | None:
+    """Binary 16-bit colour (H, W, 3) float32, which Pillow would cut to 8 bits; None for any other PPM."""
+    codec, _, offset, args = image.tile[0]
+    if codec != "ppm" or not isinstance(args, tuple) or args[1] <= 255:
+        return None
+    width, height = image.size
+    values = np.frombuffer(data, ">u2", width * height * 3, offset).reshape(height, width, 3)
+    return (values / np.float32(args[1])).clip(0, 1).astype(np.float32)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 … 8; 1 where it is absent or unreadable."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # a photograph with damaged EXIF is still a photograph
+        return 1
+
+
+def _pillow_rgb(image: Image.Image) -> np.ndarray:
+    """Any 8-bit Pillow mode as (H, W, 3) uint8, transparent parts black."""
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        return _to_rgb(np.asarray(image.convert("RGBA")))
+    return np.asarray(image.convert("RGB"))
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo an EXIF orientation (EXIF 2.3, tag 0x0112) on (H, W, 3)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+def _unit(pixels: np.ndarray) -> np.ndarray:
+    """Integers of any width or floats -> float32 in [0, 1]. Raises ValueError for floats outside [0, 1]."""
+    if pixels.dtype.kind in "iu":
+        return (pixels.clip(0) / np.float32(np.iinfo(pixels.dtype).max)).astype(np.float32)
+    if not (pixels.min() >= 0 and pixels.max() <= 1):  # also false for NaN
+        raise ValueError(f"floating-point values must be in [0, 1], got {pixels.min()} to {pixels.max()}")
+    return pixels.astype(np.float32)
+
+
+def _to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """(H, W), or (H, W, 1 … 4) grey, grey + alpha, RGB, RGB + alpha -> (H, W, 3), transparent parts black."""
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    channels = pixels.shape[2]
+    colour = pixels[..., : 3 if channels >= 3 else 1]
+    if channels in (2, 4) and not (pixels[..., -1:] == _top(pixels)).all():
+        blend = colour.astype(np.float32) * (pixels[..., -1:] / np.float32(_top(pixels)))
+        colour = (np.rint(blend) if pixels.dtype == np.uint8 else blend).astype(pixels.dtype)
+    return np.broadcast_to(colour, (*pixels.shape[:2], 3))
+
+
+def _top(pixels: np.ndarray) -> int:
+    return 255 if pixels.dtype == np.uint8 else 1
+
+
+def _decode_tiff(data: bytes, path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
+    """The first page of a TIFF: (H, W, 3) uint8 or float32."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages.first
+        _check_size(path, page.imagewidth, page.imagelength, max_pixels)
+        pixels = page.asarray()
+        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
+            pixels = np.moveaxis(pixels, 0, -1)
+        pixels = _tiff_colour(pixels, page)
+        orientation = page.tags.get("Orientation")
+    return _upright(pixels, int(orientation.value) if orientation else 1)
+
+
+def _tiff_colour(pixels: np.ndarray, page: tifffile.TiffPage) -> np.ndarray:
+    """Apply a TIFF's palette, ink or inversion: (H, W, 3) uint8 or float32."""
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+        return (np.asarray(page.colormap) >> 8).astype(np.uint8).T[pixels]
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * 255
+    elif pixels.dtype != np.uint8:
+        pixels = _unit(pixels)
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        pixels = _top(pixels) - pixels
+    if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
+        ink = 1 - pixels[..., :4] / np.float32(_top(pixels))
+        light = ink[..., :3] * ink[..., 3:]
+        return np.rint(light * 255).astype(np.uint8) if pixels.dtype == np.uint8 else light
+    return _to_rgb(pixels)

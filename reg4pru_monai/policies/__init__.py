@@ -1,0 +1,32 @@
+"""Token pruning policies, one file each. ``POLICIES`` is the only list of them.
+
+A name may carry ``+reg4pru``: random routing over any other policy. ``reg4pru`` alone is ``dynamicvit+reg4pru``.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .base import Decision, Policy, Stage, StageTrace, Trace, Window
+from .dense import Dense
+from .dynamicvit import DynamicViT
+from .reg4pru import Reg4Pru
+
+POLICIES: dict[str, Callable[..., Policy]] = {
+    "dense": Dense,
+    "dynamicvit": DynamicViT,
+    "reg4pru": Reg4Pru.over_dynamicvit,
+}
+
+
+def build_policy(name: str, dim: int, stages: Sequence[Stage], **options: Any) -> Policy:
+    """Make a policy by name.
+
+    dim: channels of the tokens. stages: blocks and keep rates. options: arguments of that policy.
+    Raises ValueError for a name that is not in POLICIES.
+    """
+    if name not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(sorted(POLICIES))}, got {name!r}")
+    return POLICIES[name](dim=dim, stages=tuple(stages), **options)
+
+
+__all__ = ["POLICIES", "Decision", "Policy", "Stage", "StageTrace", "Trace", "Window", "build_policy"]

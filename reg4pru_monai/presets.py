@@ -1,0 +1,63 @@
+"""Named sizes and stage plans: numbers only."""
+
+from dataclasses import dataclass
+
+from .policies import Stage
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The size of a network.
+
+    patch: pixels per side of a patch. dim: channels. registers: register tokens beside the class token.
+    position_grid: side of a learned table of absolute positions (DINOv2); None for rotary positions.
+    norm_eps: of every LayerNorm of the backbone.
+    coordinate_scale: see Encoder. mask_stride: pixels per logit of the eomt decoder. skip_width: channels at full
+    resolution of the skip decoder.
+    """
+
+    patch: int
+    dim: int
+    depth: int
+    heads: int
+    registers: int = 4
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = False
+    layer_scale: float = 1e-5
+    position_grid: int | None = None
+    coordinate_scale: float | None = None
+    mask_stride: int = 4
+    skip_width: int = 16
+    norm_eps: float = 1e-5
+
+
+PRESETS: dict[str, Preset] = {
+    # From scratch on a CPU. Small layer scales are for fine-tuning a pretrained backbone; from scratch they stall.
+    "tiny": Preset(8, 128, 8, 4, layer_scale=0.1, coordinate_scale=16.0, mask_stride=2, skip_width=12),
+    # timm vit_{small,base}_patch16_dinov3
+    "small": Preset(16, 384, 12, 6),
+    "base": Preset(16, 768, 12, 12),
+    # timm vit_{small,base}_patch14_reg4_dinov2
+    "small_dinov2": Preset(14, 384, 12, 6, qkv_bias=True, position_grid=37, norm_eps=1e-6),
+    "base_dinov2": Preset(14, 768, 12, 12, qkv_bias=True, position_grid=37, norm_eps=1e-6),
+}
+
+STAGES = (2, 5, 8)  # of 12 blocks
+KEEP_RATE = 0.7
+
+
+def stage_plan(depth: int, keep_rate: float | list[float] = KEEP_RATE) -> tuple[Stage, ...]:
+    """Pruning stages at 2/12, 5/12 and 8/12 of the depth.
+
+    keep_rate: one number for every stage, or a list of three. Depth 12 gives blocks 2, 5, 8; depth 8 gives 1, 3, 5.
+    """
+    blocks = sorted({max(1, depth * block // 12) for block in STAGES})
+    rates = [keep_rate] * len(blocks) if isinstance(keep_rate, int | float) else list(keep_rate)
+    if len(rates) != len(blocks):
+        raise ValueError(f"keep_rate must be one number or a list of {len(blocks)}, got {keep_rate}")
+    return tuple(Stage(block, float(rate)) for block, rate in zip(blocks, rates, strict=True))
+
+
+def query_blocks(depth: int) -> int:
+    """Blocks that the query of the eomt decoder passes through: the last 3 of 12."""
+    return max(1, depth // 4)

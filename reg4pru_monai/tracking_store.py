@@ -1,0 +1,260 @@
+"""The journal of a training run and the MLflow store it is sent to; the use of both is in `tracking`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+import sqlite3
+import time
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+JOURNAL_NAME = "journal.jsonl"
+MAX_VALUE_LENGTH = 500
+# A server that is down is otherwise retried for minutes; set only around our calls, and only where the user did not.
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+_PROBE_SECONDS = 3.0
+_NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*(/[A-Za-z0-9_\-][A-Za-z0-9_.\-]*)*")
+
+Record = dict[str, Any]
+
+
+# --- names and values ---------------------------------------------------------------------------------------------
+
+
+def check_name(name: str) -> str:
+    """Return a metric, parameter or tag name unchanged, or raise ValueError saying what is wrong with it."""
+    if not _NAME.fullmatch(name) or len(name) > 250:
+        raise ValueError(
+            f"tracking name {name!r} cannot be used: take letters, digits, '_', '-', '.', in groups joined by '/', "
+            "250 characters at most, for example 'validation/AP' (MLflow refuses '#' and '@')"
+        )
+    return name
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mapping -> flat ``{"optimizer.lr": "0.001"}``, every value text of at most 500 characters."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        name = check_name(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            text = str(value)
+            flat[name] = text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 3] + "..."
+    return flat
+
+
+def unique_name(stem: str) -> str:
+    """Return ``stem-<date>-<time>-<4 hex digits>``: never equal for two runs, sorted by start."""
+    return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+
+
+def status_of(error: BaseException | None) -> str:
+    """MLflow status of a run that ended with ``error``: an interrupt or a signal is KILLED, success is FINISHED."""
+    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return "FINISHED"
+    by_signal = isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128
+    return "KILLED" if by_signal or isinstance(error, KeyboardInterrupt) else "FAILED"
+
+
+# --- journal ------------------------------------------------------------------------------------------------------
+
+
+def read_journal(path: Path | str) -> list[Record]:
+    """Read a journal (file, or the folder that holds it); lines cut off by a crash are left out."""
+    path = Path(path)
+    path = path / JOURNAL_NAME if path.is_dir() else path
+    records: list[Record] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and {"run", "time", "kind"} <= record.keys():
+            if record["kind"] == "metrics":
+                record["metrics"] = {name: float(value) for name, value in record["metrics"].items()}
+            records.append(record)
+    return records
+
+
+def append(path: Path, record: Record) -> None:
+    """Append one line of strict JSON (nan and inf as text), on a line of its own even after a torn one."""
+    if record["kind"] == "metrics":
+        finite = {name: v if math.isfinite(v) else str(v) for name, v in record["metrics"].items()}
+        record = {**record, "metrics": finite}
+    with path.open("ab+") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        torn = file.read(1) not in (b"", b"\n")
+        file.write(b"\n" * torn + json.dumps(record, allow_nan=False).encode() + b"\n")
+
+
+# --- MLflow -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def calm() -> Iterator[None]:
+    """Around calls into mlflow: bounded retries, no telemetry, no migration chatter; all put back afterwards."""
+    added = [key for key in _PATIENCE if key not in os.environ]
+    os.environ.update({key: _PATIENCE[key] for key in added})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            import mlflow.tracking  # noqa: F401  (sets up its loggers, so before their levels are taken)
+
+            noisy = [logging.getLogger(name) for name in ("mlflow", "alembic", "urllib3")]
+            levels = [each.level for each in noisy]
+            for each in noisy:
+                each.setLevel(logging.ERROR)
+            try:
+                yield
+            finally:
+                for each, level in zip(noisy, levels, strict=True):
+                    each.setLevel(level)
+    finally:
+        for key in added:
+            os.environ.pop(key, None)
+
+
+def sqlite_uri(path: Path) -> str:
+    """SQLite URI of a file. Spaces stay (mlflow makes a folder ``with%20space`` of an encoded one), `%` must not."""
+    return "sqlite:///" + str(path.resolve()).replace("%", "%25").replace("?", "%3F")
+
+
+def resolve_uri(tracking_uri: str | None, store_dir: Path) -> str:
+    """Explicit argument, else ``MLFLOW_TRACKING_URI``, else a SQLite file in ``store_dir``."""
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(store_dir / "mlflow.db")
+
+
+class RunStore:
+    """One run in one MLflow store; every method may raise anything that mlflow raises."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        self.uri, self.experiment = uri, experiment
+        self.run_id = self.run_name = ""  # empty until `open`
+        self._parameters: dict[str, str] = {}
+
+    def probe(self) -> None:
+        """Fail within seconds where mlflow itself would retry for minutes."""
+        if self.uri.startswith(("http://", "https://")):
+            import requests
+
+            with suppress(requests.exceptions.SSLError):  # it answers; mlflow applies its own certificate settings
+                requests.get(self.uri.rstrip("/") + "/health", timeout=_PROBE_SECONDS)
+        elif path := self._database():
+            if not self.run_id:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            elif not path.is_file():
+                raise FileNotFoundError(f"{path} has gone")
+            with closing(sqlite3.connect(path, timeout=_PROBE_SECONDS)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.rollback()
+
+    def _database(self) -> Path | None:
+        """Path of a SQLite store, None for others."""
+        if not self.uri.startswith("sqlite:"):
+            return None
+        from sqlalchemy.engine import make_url
+
+        name = make_url(self.uri).database
+        return None if name in (None, "", ":memory:") else Path(str(name)).resolve()
+
+    def _experiment_id(self) -> str:
+        found = self._client.get_experiment_by_name(self.experiment)
+        if found is None:
+            database = self._database()
+            beside = (database.parent / "mlartifacts").as_uri() if database else None
+            try:
+                return str(self._client.create_experiment(self.experiment, artifact_location=beside))
+            except Exception:  # another run may have made it in the meantime
+                found = self._client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
+
+    def open(self, run_id: str | None, name: str, start_time: int) -> None:
+        """Reopen ``run_id`` where it still exists, else make a run."""
+        from mlflow.tracking import MlflowClient
+
+        self._client = MlflowClient(tracking_uri=self.uri)
+        run = self._find(run_id) if run_id else None
+        if run is None:
+            tags = {"resumed_from": run_id} if run_id else {}
+            run = self._client.create_run(self._experiment_id(), start_time=start_time, tags=tags, run_name=name)
+        else:
+            self._client.update_run(run.info.run_id, status="RUNNING")
+        self._parameters = dict(run.data.params)
+        self.run_id, self.run_name = str(run.info.run_id), str(run.info.run_name)
+
+    def _find(self, run_id: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            run = None
+        if run is None or run.info.lifecycle_stage == "deleted":
+            logger.warning("MLflow has no run %s to resume in %s; a new run is made", run_id, self.uri)
+            return None
+        return run
+
+    def send(self, records: list[Record]) -> None:
+        """Send metrics, parameters and tags in as few calls as possible; sending twice is harmless."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics: list[Metric] = []
+        tags: dict[str, str] = {}
+        new: dict[str, str] = {}
+        for record in records:
+            metrics += [
+                Metric(name, value, record["time"], record["step"])
+                for name, value in record.get("metrics", {}).items()
+                if math.isfinite(value)
+            ]
+            tags.update(record.get("tags", {}))
+            for name, value in record.get("parameters", {}).items():
+                known = self._parameters.get(name, new.setdefault(name, value))
+                if known != value:  # MLflow parameters cannot be changed: the first value stays
+                    tags[f"changed.{name}"] = f"{known} -> {value}"
+        parameters = [Param(name, value) for name, value in new.items() if name not in self._parameters]
+        run_tags = [RunTag(name, value) for name, value in tags.items()]
+        for start in range(0, max(len(parameters), len(run_tags)), 100):  # 100 and 1000: MLflow's limits for one call
+            part = slice(start, start + 100)
+            self._client.log_batch(self.run_id, params=parameters[part], tags=run_tags[part], synchronous=True)
+        for start in range(0, len(metrics), 1000):
+            self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000], synchronous=True)
+        self._parameters.update({each.key: each.value for each in parameters})
+
+    def upload(self, record: Record) -> None:
+        """Copy one file into the run."""
+        self._client.log_artifact(self.run_id, record["path"], record["folder"] or None)
+
+    def finish(self, status: str) -> None:
+        """End the run."""
+        self._client.set_terminated(self.run_id, status)
+
+
+def now() -> int:
+    """Milliseconds since 1970, as MLflow counts."""
+    return int(time.time() * 1000)
+
+
+def reason(error: BaseException) -> str:
+    """First line of an error, short."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]

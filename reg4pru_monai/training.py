@@ -1,0 +1,327 @@
+"""The training engine and what it needs: optimiser, schedule, augmentation, average weights, checkpoints, resuming."""
+
+import random
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import DataLoader
+from monai.data.utils import set_rnd
+from monai.engines import Evaluator, SupervisedTrainer
+from monai.transforms import (
+    Compose,
+    RandAffined,
+    RandCropByPosNegLabeld,
+    RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    SelectItemsd,
+    SpatialPadd,
+)
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from .losses import TrainingStep
+from .segmenter import Segmenter
+from .weights import CheckpointError, load_checkpoint, mismatches, save_checkpoint
+
+
+def select_device(name: str = "auto") -> torch.device:
+    """"auto" is the first GPU where there is one, else the CPU; anything else is a torch device name."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be auto, cpu or an available GPU such as cuda:0, got {name!r} ({error})") from None
+    return device
+
+
+def augmentation(crop_size: int, keys: tuple[str, str, str] = ("image", "label", "fov")) -> Compose:
+    """A random crop of a preprocessed image inside the field of view, turned, scaled, shifted in colour, blurred, noisy.
+
+    Returns tensors (C, crop_size, crop_size) under the keys. The crop is taken larger and cut after
+    turning, so that corners hold image and not padding.
+    """
+    larger = int(np.ceil(crop_size * 1.5))
+    image = keys[0]
+    return Compose(
+        [
+            SpatialPadd(keys, spatial_size=(larger, larger)),
+            RandCropByPosNegLabeld(
+                keys, label_key=keys[2], spatial_size=(larger, larger), pos=1, neg=0
+            ),
+            RandAffined(
+                keys,
+                prob=1.0,
+                spatial_size=(crop_size, crop_size),
+                rotate_range=np.pi,
+                scale_range=(0.2, 0.2),
+                mode=("bilinear", "nearest", "nearest"),
+                padding_mode="zeros",
+            ),
+            RandFlipd(keys, prob=0.5, spatial_axis=0),
+            RandScaleIntensityd(image, factors=0.3, prob=0.8, channel_wise=True),
+            RandShiftIntensityd(image, offsets=0.3, prob=0.5, channel_wise=True),
+            RandGaussianSmoothd(image, sigma_x=(0.3, 1.0), sigma_y=(0.3, 1.0), prob=0.2),
+            RandGaussianNoised(image, std=0.2, prob=0.3),
+            SelectItemsd(keys),
+        ]
+    )
+
+
+def build_optimizer(network: nn.Module, lr: float, weight_decay: float = 0.05, layer_decay: float = 1.0) -> AdamW:
+    """AdamW. Vectors (norms, biases, layer scales) and learned tokens are not decayed.
+
+    layer_decay: factor on the learning rate per block below the last, for pretrained backbones (METHOD: 0.8).
+    """
+    segmenter = network.network if isinstance(network, TrainingStep) else network
+    depth = len(segmenter.encoder.blocks)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in segmenter.named_parameters():
+        decay = 0.0 if parameter.ndim < 2 or name.endswith(("_token", "pos_embed", "query")) else weight_decay
+        groups.setdefault((lr * layer_decay ** _levels_below(name, depth), decay), []).append(parameter)
+    return AdamW([{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()])
+
+
+def _levels_below(name: str, depth: int) -> int:
+    """How many blocks lie above a parameter: 0 for the last block, the decoder and the policy."""
+    if name.startswith("encoder.blocks."):
+        return depth - 1 - int(name.split(".")[2])
+    return depth - 1 if name.startswith(("patch_embed.", "cls_token", "reg_token", "pos_embed")) else 0
+
+
+def build_schedule(optimizer: Optimizer, total: int, warmup: int, power: float = 0.9) -> LambdaLR:
+    """Per step: linear warm-up from 0, then (1 - t)^power to 0. total, warmup: optimiser steps."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return max(0.0, 1 - (step - warmup) / max(1, total - warmup)) ** power
+
+    return LambdaLR(optimizer, factor)
+
+
+def build_average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
+    """Exponential moving average of the weights, min(decay, (1 + n) / (10 + n)) at update n; buffers are copied."""
+
+    def update(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        n = float(count)
+        return torch.lerp(average, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return AveragedModel(network, avg_fn=update)
+
+
+class VesselTrainer(SupervisedTrainer):
+    """MONAI's trainer with the routed training step: loss terms from the trace, gradient clipping, schedule, average.
+
+    network: a TrainingStep, or one wrapped for data-parallel training. average: of the Segmenter inside. The output of
+    an iteration is a dictionary of floats: "loss" and each of its terms.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        schedule: LambdaLR,
+        average: AveragedModel,
+        seed: int = 0,
+        clip_norm: float = 1.0,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, loss_function=nn.Identity(), decollate=False, **kwargs)
+        self.schedule = schedule
+        self.average = average
+        self.clip_norm = clip_norm
+        self.add_event_handler(Events.EPOCH_STARTED, lambda engine: reseed(seed, engine))
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """The network inside the step, data-parallel or not."""
+        step = self.network.module if hasattr(self.network, "module") else self.network
+        return step.network
+
+    def _iteration(self, engine: Any, batch: Mapping[str, Tensor]) -> dict[str, float]:
+        device = engine.state.device
+        image, label, fov = (_plain(batch[key]).to(device, non_blocking=True) for key in ("image", "label", "fov"))
+        progress = (engine.state.iteration - 1) / max(1, engine.state.max_epochs * engine.state.epoch_length)
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp):
+            terms = self.network(image, label, fov, progress)
+            loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss became {loss.item()} at iteration {engine.state.iteration}; lower --learning_rate and resume"
+            )
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.average.update_parameters(self.segmenter)
+        return {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
+
+
+def _plain(value: Tensor) -> Tensor:
+    """MONAI's MetaTensor as an ordinary tensor: its bookkeeping slows every operation and is not needed here."""
+    return value.as_tensor() if hasattr(value, "as_tensor") else value
+
+
+def reseed(seed: int, engine: Engine) -> None:
+    """Make every epoch a function of (seed, epoch), so that a resumed training repeats the uninterrupted one exactly."""
+    value = (seed * 1_000_003 + engine.state.epoch) % 2**31
+    random.seed(value)
+    np.random.seed(value)  # noqa: NPY002 MONAI's transforms seed themselves from the global state
+    torch.manual_seed(value)
+    loader = engine.state.dataloader
+    if isinstance(loader, DataLoader):
+        set_rnd(loader.dataset, seed=value)
+
+
+class TrainingState:
+    """A MONAI handler that keeps everything a training needs to go on; attach it behind the ValidationHandler.
+
+    Written after every epoch into ``directory``: ``last.pt``, the complete state, and ``best.pt``, the average weights with
+    the highest validation AP so far.
+
+    validator: the evaluator of the average weights, with "ap" as its key metric. val_interval: epochs between
+    validations; the last epoch is always validated. configuration: plain values that a resumed training must share.
+    write: False on all processes but one.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        validator: Evaluator,
+        val_interval: int,
+        configuration: Mapping[str, Any],
+        write: bool = True,
+    ):
+        self.directory = Path(directory)
+        self.validator = validator
+        self.val_interval = val_interval
+        self.configuration = dict(configuration)
+        self.write = write
+        self.best_ap = -1.0
+        self.run_id: str | None = None
+        self.metrics: dict[str, float] = {}
+        self._sums: Counter[str] = Counter()
+
+    @property
+    def last(self) -> Path:
+        """The complete state after the last epoch."""
+        return self.directory / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The average weights with the best validation AP."""
+        return self.directory / "best.pt"
+
+    def attach(self, engine: VesselTrainer) -> None:
+        """Register with the trainer."""
+        self.trainer = engine
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda: self._sums.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: self._sums.update(engine.state.output))
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+
+    def epoch_completed(self) -> None:
+        """Gather the metrics of the epoch, validate where that is still to be done, write the checkpoints."""
+        state = self.trainer.state
+        self.metrics = {f"train/{name}": total / state.epoch_length for name, total in self._sums.items()}
+        self.metrics["train/learning_rate"] = self.trainer.optimizer.param_groups[0]["lr"]
+        validated = state.epoch % self.val_interval == 0
+        if state.epoch == state.max_epochs and not validated:
+            self.validator.run(global_epoch=state.epoch)
+            validated = True
+        if validated:
+            found = {name: float(value) for name, value in self.validator.state.metrics.items()}
+            self.metrics |= {f"validation/{name}": value for name, value in found.items()}
+            self._save_if_best(found["ap"])
+        if self.write:
+            save_checkpoint(self.last, self._complete())
+
+    def _complete(self) -> dict[str, Any]:
+        trainer = self.trainer
+        return {
+            "network": trainer.segmenter.state_dict(),
+            "ema": trainer.average.module.state_dict(),
+            "ema_updates": int(trainer.average.n_averaged),
+            "optimizer": trainer.optimizer.state_dict(),
+            "schedule": {k: v for k, v in trainer.schedule.state_dict().items() if k != "lr_lambdas"},
+            "rng": torch.get_rng_state(),
+            "epoch": trainer.state.epoch,
+            "best_ap": self.best_ap,
+            "run_id": self.run_id,
+            "configuration": self.configuration,
+        }
+
+    def _save_if_best(self, ap: float) -> None:
+        if ap <= self.best_ap:
+            return
+        self.best_ap = ap
+        if self.write:
+            state = {"network": self.trainer.average.module.state_dict(), "epoch": self.trainer.state.epoch}
+            save_checkpoint(self.best, {**state, "validation_ap": ap, "configuration": self.configuration})
+
+    def resume(self) -> None:
+        """Continue from ``last.pt``. Raises CheckpointError where it is absent or of another configuration."""
+        saved = load_checkpoint(self.last)
+        trainer, earlier = self.trainer, saved["configuration"]
+        problems = mismatches(trainer.segmenter.state_dict(), saved["network"])
+        problems += [
+            f"{key} was {earlier.get(key)!r} and is now {value!r}"
+            for key, value in self.configuration.items()
+            if earlier.get(key) != value
+        ]
+        if problems:
+            raise CheckpointError(f"{self.last}: cannot resume, {problems[-1]}. Resume with the same configuration.")
+        trainer.segmenter.load_state_dict(saved["network"])
+        trainer.average.module.load_state_dict(saved["ema"])
+        trainer.average.n_averaged.fill_(saved["ema_updates"])
+        trainer.optimizer.load_state_dict(saved["optimizer"])
+        trainer.schedule.load_state_dict(saved["schedule"])
+        torch.set_rng_state(saved["rng"].cpu())
+        self.best_ap, self.run_id = saved["best_ap"], saved["run_id"]
+        trainer.state.epoch = saved["epoch"]
+        trainer.state.iteration = saved["epoch"] * trainer.state.epoch_length
+
+
+def progress_bar(engine: Engine) -> None:
+    """Attach a progress bar over all epochs, with the latest loss and validation AP; lines where there is no terminal."""
+    bar = tqdm(desc="training", unit="step", mininterval=1 if sys.stderr.isatty() else 30)
+
+    def started() -> None:
+        bar.reset(total=engine.state.max_epochs * engine.state.epoch_length)
+        bar.update(engine.state.iteration)
+
+    def advance() -> None:
+        bar.set_postfix(epoch=engine.state.epoch, loss=f"{engine.state.output['loss']:.3f}", refresh=False)
+        bar.update()
+
+    engine.add_event_handler(Events.STARTED, started)
+    engine.add_event_handler(Events.ITERATION_COMPLETED, advance)
+    engine.add_event_handler(Events.COMPLETED, bar.close)
+
+
+def joined(*steps: Compose) -> Compose:
+    """One flat chain of transforms: CacheDataset caches what comes before the first random one, and looks no deeper."""
+    return Compose([transform for step in steps for transform in step.transforms])
+
+
+def prepare_batch(
+    batch: Mapping[str, Tensor], device: torch.device | str | None = None, non_blocking: bool = False, **kwargs: Any
+) -> tuple[Tensor, Tensor | None, tuple[()], dict[str, Tensor]]:
+    """For MONAI's evaluator: image, label (None where there is none) and, for the inferer, the field of view."""
+    image, fov = (batch[key].to(device, non_blocking=non_blocking) for key in ("image", "fov"))
+    label = batch["label"].to(device, non_blocking=non_blocking) if "label" in batch else None
+    return image, label, (), {"fov": fov}

@@ -1,0 +1,344 @@
+import io
+import os
+import pickle
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from reg4pru_monai.fundus import FundusReadError, read_image, read_mask, write_mask
+
+RAMP = np.linspace(0, 255, 20 * 31).reshape(20, 31).astype(np.uint8)  # not square: a transposed result has another shape
+RGB = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=2)
+GREY3 = np.repeat(RAMP[..., None], 3, axis=2)
+DEEP = (RGB.astype(np.uint16) << 8) + 77
+DEEP_UNIT = DEEP / np.float32(65535)
+
+
+def save(path: Path, mode: str = "RGB", **options: object) -> Path:
+    Image.fromarray(RGB).convert(mode).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "ppm"])
+def test_lossless_colour(tmp_path: Path, suffix: str) -> None:
+    pixels = read_image(save(tmp_path / f"a.{suffix}"))
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    np.testing.assert_array_equal(pixels, RGB)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_jpeg_modes(tmp_path: Path, mode: str) -> None:
+    pixels = read_image(save(tmp_path / "a.jpg", mode, quality=100, subsampling=0))
+    expected = np.asarray(Image.fromarray(RGB).convert(mode).convert("RGB"))
+    assert np.abs(pixels.astype(int) - expected).max() <= 6
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "gif", "pgm"])
+def test_grey(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(RAMP).save(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), GREY3)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "bmp", "gif"])
+def test_palette(tmp_path: Path, suffix: str) -> None:
+    paletted = Image.fromarray(RGB).quantize(16)
+    paletted.save(tmp_path / f"a.{suffix}")
+    np.testing.assert_array_equal(read_image(tmp_path / f"a.{suffix}"), np.asarray(paletted.convert("RGB")))
+
+
+@pytest.mark.parametrize("transparency", [5, bytes(range(16))], ids=["index", "table"])
+def test_palette_transparency_becomes_black(tmp_path: Path, transparency: int | bytes) -> None:
+    paletted = Image.fromarray(RGB).quantize(16)
+    paletted.save(tmp_path / "a.png", transparency=transparency)
+    index = np.asarray(paletted)
+    pixels = read_image(tmp_path / "a.png")
+    assert (pixels[index == (5 if transparency == 5 else 0)] == 0).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_alpha_is_laid_on_black(tmp_path: Path, suffix: str) -> None:
+    alpha = np.full(RAMP.shape, 255, np.uint8)
+    alpha[:5] = 0
+    alpha[5:9] = 51
+    Image.fromarray(np.dstack([RGB, alpha])).save(tmp_path / f"a.{suffix}")
+    pixels = read_image(tmp_path / f"a.{suffix}")
+    assert (pixels[:5] == 0).all()
+    np.testing.assert_array_equal(pixels[5:9], np.rint(RGB[5:9] / 5))
+    np.testing.assert_array_equal(pixels[9:], RGB[9:])
+
+
+def test_grey_alpha_and_bilevel(tmp_path: Path) -> None:
+    Image.fromarray(RAMP).convert("LA").save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), GREY3)
+    for name in ("b.png", "b.tif", "b.pbm"):
+        Image.fromarray(RAMP > 99).save(tmp_path / name)
+        np.testing.assert_array_equal(read_image(tmp_path / name)[..., 0], (RAMP > 99) * 255)
+
+
+def test_cmyk_tiff(tmp_path: Path) -> None:
+    cmyk = Image.fromarray(RGB).convert("CMYK")
+    cmyk.save(tmp_path / "a.tif")
+    expected = np.asarray(cmyk.convert("RGB")).astype(int)
+    assert np.abs(read_image(tmp_path / "a.tif").astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib", "packbits"])
+def test_tiff_compressions(tmp_path: Path, compression: str | None) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="rgb", compression=compression)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), RGB)
+
+
+def test_tiff_layouts(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "planes.tif", RGB.transpose(2, 0, 1), photometric="rgb", planarconfig="separate")
+    np.testing.assert_array_equal(read_image(tmp_path / "planes.tif"), RGB)
+    tifffile.imwrite(tmp_path / "white.tif", RAMP, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(tmp_path / "white.tif"), 255 - GREY3)
+    tifffile.imwrite(tmp_path / "big.tif", RGB, photometric="rgb", bigtiff=True)
+    np.testing.assert_array_equal(read_image(tmp_path / "big.tif"), RGB)
+    tifffile.imwrite(tmp_path / "pages.tif", np.stack([RGB, RGB[::-1]]), photometric="rgb")
+    np.testing.assert_array_equal(read_image(tmp_path / "pages.tif"), RGB)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "ppm"])
+def test_16_bit_colour_keeps_its_depth(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "png":
+        path.write_bytes(imagecodecs.png_encode(DEEP))
+    elif suffix == "tif":
+        tifffile.imwrite(path, DEEP, photometric="rgb", compression="lzw")
+    else:
+        path.write_bytes(b"P6\n# a comment\n31 20\n65535\n" + DEEP.astype(">u2").tobytes())
+    pixels = read_image(path)
+    assert pixels.dtype == np.float32
+    np.testing.assert_allclose(pixels, DEEP_UNIT, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_16_bit_grey(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(DEEP[..., 0]).save(tmp_path / f"a.{suffix}")
+    pixels = read_image(tmp_path / f"a.{suffix}")
+    assert pixels.dtype == np.float32
+    np.testing.assert_allclose(pixels, np.repeat(DEEP_UNIT[..., :1], 3, axis=2), atol=1e-6)
+
+
+def test_16_bit_alpha_is_laid_on_black(tmp_path: Path) -> None:
+    alpha = np.full((*RAMP.shape, 1), 65535, np.uint16)
+    alpha[:5] = 0
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(np.concatenate([DEEP, alpha], axis=2)))
+    pixels = read_image(tmp_path / "a.png")
+    assert (pixels[:5] == 0).all()
+    np.testing.assert_allclose(pixels[5:], DEEP_UNIT[5:], atol=1e-6)
+
+
+def test_float_tiff(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", DEEP_UNIT, photometric="rgb")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), DEEP_UNIT)
+    tifffile.imwrite(tmp_path / "b.tif", DEEP_UNIT * 200, photometric="rgb")
+    with pytest.raises(FundusReadError, match=r"b\.tif.*must be in \[0, 1\]"):
+        read_image(tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "deep.png", "a.tif"])
+def test_exif_orientation(tmp_path: Path, orientation: int, name: str) -> None:
+    """A photograph stored turned comes back upright, whatever its format."""
+    stored_by = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpose methods
+    upright = np.zeros((24, 40, 3), np.uint8)
+    upright[:8, :8] = 255  # a corner, so that each of the eight differs
+    upright[:8, 24:] = 128
+    method = stored_by.get(orientation)
+    stored = Image.fromarray(upright) if method is None else Image.fromarray(upright).transpose(method)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / name
+    if name == "deep.png":
+        stored.save(path, exif=exif)
+        chunk = _png_chunk(path.read_bytes(), b"eXIf")
+        deep = imagecodecs.png_encode(np.asarray(stored).astype(np.uint16) * 257)
+        path.write_bytes(deep[:33] + chunk + deep[33:])
+    elif name == "a.tif":
+        tifffile.imwrite(path, np.asarray(stored), photometric="rgb", extratags=[(274, "H", 1, orientation, True)])
+    else:
+        stored.save(path, exif=exif, **({"quality": 100, "subsampling": 0} if name == "a.jpg" else {}))
+    pixels = read_image(path)
+    scale = 255 if pixels.dtype == np.float32 else 1
+    assert pixels.shape == upright.shape
+    assert np.abs(pixels * float(scale) - upright).max() <= 3
+
+
+def _png_chunk(data: bytes, kind: bytes) -> bytes:
+    start = data.index(kind) - 4
+    return data[start : start + 12 + struct.unpack(">I", data[start : start + 4])[0]]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_does_not_lose_the_photograph(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xffgarbage")
+    assert read_image(path).shape == RGB.shape
+
+
+def test_content_decides_not_the_suffix(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", format="PNG")
+    Image.fromarray(RGB).save(tmp_path / "noname", format="BMP")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), RGB)
+    np.testing.assert_array_equal(read_image(str(tmp_path / "noname")), RGB)
+
+
+def test_animated_gif_gives_its_first_frame(tmp_path: Path) -> None:
+    first, second = Image.fromarray(RAMP), Image.fromarray(RAMP[::-1].copy())
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.gif"), GREY3)
+
+
+def _encoded(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+BAD = {
+    "empty.jpg": (b"", "empty"),
+    "text.jpg": (b"this is not a photograph\n", "is not JPEG"),
+    "html.png": (b"<html>404</html>", "is not JPEG"),
+    "webp.jpg": (b"RIFF\x10\0\0\0WEBPVP8 ", "is not JPEG"),
+    "magic.jpg": (b"\xff\xd8\xff", "cannot be decoded"),
+    "magic.png": (b"\x89PNG\r\n\x1a\n", "cannot be decoded"),
+    "magic.gif": (b"GIF89a", "cannot be decoded"),
+    "magic.tif": (b"II*\0", "cannot be decoded"),
+    "header.ppm": (b"P6\n10 x\n255\n", "cannot be decoded"),
+    **{
+        f"half.{kind}": (_encoded(kind)[: len(_encoded(kind)) // 2], "cannot be decoded")
+        for kind in ("jpeg", "png", "gif", "bmp", "tiff", "ppm")
+    },
+    "half16.png": (imagecodecs.png_encode(DEEP)[:-60], "cannot be decoded"),
+    "half16.ppm": (b"P6\n31 20\n65535\n" + DEEP.tobytes()[:500], "cannot be decoded"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("read", [read_image, read_mask])
+def test_unreadable_files_say_which_and_why(tmp_path: Path, name: str, read: Callable[..., np.ndarray]) -> None:
+    content, reason = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FundusReadError, match=reason) as caught:
+        read(tmp_path / name)
+    assert caught.value.path == tmp_path / name
+    assert str(caught.value) == f"{tmp_path / name}: {caught.value.reason}"
+
+
+def test_missing_folder_and_special_file(tmp_path: Path) -> None:
+    with pytest.raises(FundusReadError, match="no such file"):
+        read_image(tmp_path / "absent.png")
+    with pytest.raises(FundusReadError, match="is a folder"):
+        read_image(tmp_path)
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(FundusReadError, match="special file"):
+        read_image(tmp_path / "pipe.jpg")
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = save(tmp_path / "a.png")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(FundusReadError, match="Permission denied; check its permissions"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "gif", "jpg", "bmp", "ppm"])
+def test_pixel_limit(tmp_path: Path, suffix: str) -> None:
+    path = save(tmp_path / f"a.{suffix}")
+    with pytest.raises(FundusReadError, match=r"31 x 20 pixels, more than max_pixels=619; raise max_pixels"):
+        read_image(path, max_pixels=619)
+    assert read_image(path, max_pixels=620).shape == RGB.shape
+
+
+def test_limit_can_be_raised_beyond_pillows_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    np.testing.assert_array_equal(read_image(path), RGB)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    data = bytearray(_encoded("PNG"))
+    data[16:24] = struct.pack(">II", 60000, 60000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "bomb.png").write_bytes(data)
+    with pytest.raises(FundusReadError, match="60000 x 60000"):
+        read_image(tmp_path / "bomb.png")
+
+
+def test_error_survives_a_process_pool() -> None:
+    error = pickle.loads(pickle.dumps(FundusReadError("a.png", "is empty")))
+    assert (str(error), error.path, error.reason) == ("a.png: is empty", Path("a.png"), "is empty")
+
+
+@pytest.mark.parametrize("high", [1, 128, 255])
+def test_mask_of_two_values(tmp_path: Path, high: int) -> None:
+    Image.fromarray(((RAMP > 99) * high).astype(np.uint8)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), RAMP > 99)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "bmp", "png"])
+def test_mask_formats(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(((RAMP > 99) * 255).astype(np.uint8)).save(tmp_path / f"a.{suffix}")
+    mask = read_mask(tmp_path / f"a.{suffix}")
+    assert mask.dtype == bool
+    np.testing.assert_array_equal(mask, RAMP > 99)
+
+
+def test_mask_of_many_values_and_of_one(tmp_path: Path) -> None:
+    Image.fromarray(RAMP).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), RAMP >= 128)
+    square = np.zeros((64, 64), np.uint8)
+    square[16:48, 16:32] = 255
+    Image.fromarray(square).save(tmp_path / "a.jpg", quality=70)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.jpg"), square > 0)
+    for value in (0, 255):
+        Image.fromarray(np.full((4, 6), value, np.uint8)).save(tmp_path / "one.png")
+        assert (read_mask(tmp_path / "one.png") == bool(value)).all()
+
+
+def test_write_mask_round_trip(tmp_path: Path) -> None:
+    write_mask(tmp_path / "a.png", RAMP > 99)
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), RAMP > 99)
+    assert set(np.unique(read_image(tmp_path / "a.png"))) == {0, 255}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_write_mask_never_leaves_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object, file: Path, **__: object) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    write_mask(tmp_path / "a.png", RAMP > 99)
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        write_mask(tmp_path / "a.png", RAMP > 10)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), RAMP > 99)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("mask", [RAMP, np.zeros((1, 4, 4), bool)])
+def test_write_mask_wants_a_mask(tmp_path: Path, mask: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"must be \(H, W\) bool, got"):
+        write_mask(tmp_path / "a.png", mask)
+
+
+def test_real_photographs_and_masks(real_data: Path) -> None:
+    assert read_image(real_data / "CHASE_DB1/images/Image_01L.jpg").shape == (960, 999, 3)
+    assert read_image(real_data / "HRF/images/01_dr.JPG").shape == (2336, 3504, 3)
+    mask = read_mask(real_data / "HRF/masks/01_dr.tif")
+    assert mask.shape == (2336, 3504)
+    assert 0.03 < mask.mean() < 0.2
