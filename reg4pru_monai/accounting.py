@@ -1,17 +1,18 @@
 """Tokens, FLOPs, time and memory of the path that predicts."""
 
-import gc
-import threading
+import os
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from statistics import median
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .policies import Trace
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that counts memory announces itself on stderr
 
 
 def token_share(trace: Trace) -> float:
@@ -41,29 +42,18 @@ def seconds(function: Callable[[], Any], device: torch.device) -> tuple[float, A
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> float:
-    """Peak memory of a call in MiB: allocated on the GPU, or the growth of this process on the CPU (sampled)."""
+    """Peak memory of a call in MiB beyond what was allocated before it, as PyTorch's allocators count it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         function()
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    gc.collect()
-    process = psutil.Process()
-    before = peak = process.memory_info().rss
-    finished = threading.Event()
-
-    def sample() -> None:
-        nonlocal peak
-        while not finished.wait(0.002):
-            peak = max(peak, process.memory_info().rss)
-
-    watcher = threading.Thread(target=sample)
-    watcher.start()
-    try:
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         function()
-    finally:
-        finished.set()
-        watcher.join()
-    return (peak - before) / 2**20
+    assert profile.profiler is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes, initial=0)) / 2**20
 
 
 class Speed(NamedTuple):

@@ -87,7 +87,9 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block with layer scale."""
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, qkv_bias: bool, layer_scale: float, norm_eps: float = 1e-5):
+    def __init__(
+        self, dim: int, heads: int, mlp_ratio: float, qkv_bias: bool, layer_scale: float, norm_eps: float = 1e-5
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, heads, qkv_bias)

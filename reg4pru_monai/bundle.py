@@ -127,11 +127,11 @@ def readable_errors() -> None:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The first of an expected kind along the chain of causes, from the innermost out; else the innermost."""
+    """The innermost of our own errors along the chain of causes; else the innermost."""
     chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+    while (cause := chain[-1].__cause__ or (None if chain[-1].__suppress_context__ else chain[-1].__context__)) is not None:
         chain.append(cause)
-    own = [e for e in chain if isinstance(e, EXPECTED) and type(e).__module__.startswith("reg4pru_monai")]
+    own = [e for e in chain if type(e).__module__.startswith("reg4pru_monai")]
     return own[-1] if own else chain[-1]
 
 

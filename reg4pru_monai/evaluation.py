@@ -21,6 +21,7 @@ from .fundus.io import read_image, read_mask, write_mask
 from .metrics import VesselMetrics
 from .plots import overlay, save_curves, save_picture
 from .segmenter import Segmenter
+from .training import bar_interval
 from .windows import FundusWindowInferer
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,6 @@ class Evaluation:
         device: torch.device,
         output_dir: str | Path,
         overlays: int = 3,
-        progress: bool = True,
     ):
         self.data = list(data)
         self.preprocessing = preprocessing
@@ -85,7 +85,6 @@ class Evaluation:
         self.device = device
         self.output_dir = Path(output_dir)
         self.overlays = overlays
-        self.progress = progress
 
     def run(self, network: Segmenter) -> dict[str, float]:
         """Evaluate pruned and dense; returns flat metrics ``pruned/ap``, ``dense/images_per_second``, …
@@ -97,7 +96,7 @@ class Evaluation:
         metrics = {name: VesselMetrics() for name in variants}
         times: dict[str, list[float]] = {name: [] for name in variants}
         result: dict[str, float] = {}
-        for number, entry in enumerate(tqdm(self.data, desc="evaluating", disable=not self.progress)):
+        for number, entry in enumerate(tqdm(self.data, desc="evaluating", mininterval=bar_interval())):
             item = self.preprocessing(dict(entry))
             if number == 0:
                 result |= self._cost(variants, item)

@@ -40,6 +40,9 @@ PRESETS: dict[str, Preset] = {
     # timm vit_{small,base}_patch14_reg4_dinov2
     "small_dinov2": Preset(14, 384, 12, 6, qkv_bias=True, position_grid=37, norm_eps=1e-6),
     "base_dinov2": Preset(14, 768, 12, 12, qkv_bias=True, position_grid=37, norm_eps=1e-6),
+    # timm vit_{small,base}_patch14_dinov2
+    "small_dinov2_noreg": Preset(14, 384, 12, 6, 0, qkv_bias=True, position_grid=37, norm_eps=1e-6),
+    "base_dinov2_noreg": Preset(14, 768, 12, 12, 0, qkv_bias=True, position_grid=37, norm_eps=1e-6),
 }
 
 STAGES = (2, 5, 8)  # of 12 blocks

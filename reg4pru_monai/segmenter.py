@@ -80,7 +80,9 @@ class Segmenter(nn.Module):
 
     def _embed(self, image: Tensor, grid: tuple[int, int]) -> tuple[Tokens, Tensor, Tensor]:
         batch = image.shape[0]
-        x = self.patch_embed(image).to(self.cls_token.dtype)  # under autocast the residual stream stays in full precision
+        x = self.patch_embed(image).to(
+            self.cls_token.dtype
+        )  # under autocast the residual stream stays in full precision
         if self.pos_embed is not None:
             x = x + resize_positions(self.pos_embed, grid)
         prefix = torch.cat((self.cls_token, self.reg_token), dim=1).expand(batch, -1, -1)
@@ -149,10 +151,15 @@ def build_segmenter(
         rotary=p.position_grid is None,
         coordinate_scale=p.coordinate_scale,
     )
-    network = Segmenter(
-        PatchEmbedding(p.patch, p.dim), encoder, _build_decoder(decoder, p), p.dim, p.registers, p.position_grid
+    return Segmenter(
+        PatchEmbedding(p.patch, p.dim),
+        encoder,
+        _build_decoder(decoder, p),
+        p.dim,
+        p.registers,
+        p.position_grid,
+        p.norm_eps,
     )
-    return network
 
 
 def explicit_plan(stages: Sequence[int], keep_rate: float | Sequence[float]) -> tuple[Stage, ...]:

@@ -1,5 +1,6 @@
 """The training engine and what it needs: optimiser, schedule, augmentation, average weights, checkpoints, resuming."""
 
+import logging
 import random
 import sys
 from collections import Counter
@@ -34,6 +35,8 @@ from tqdm import tqdm
 from .losses import TrainingStep
 from .segmenter import Segmenter
 from .weights import CheckpointError, load_checkpoint, mismatches, save_checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -247,6 +250,9 @@ class TrainingState:
             found = {name: float(value) for name, value in self.validator.state.metrics.items()}
             self.metrics |= {f"validation/{name}": value for name, value in found.items()}
             self._save_if_best(found["ap"])
+            scores = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+            loss = self.metrics["train/loss"]
+            logger.info("epoch %d of %d: loss %.3f, validation %s", state.epoch, state.max_epochs, loss, scores)
         if self.write:
             save_checkpoint(self.last, self._complete())
 
@@ -289,16 +295,22 @@ class TrainingState:
         trainer.average.module.load_state_dict(saved["ema"])
         trainer.average.n_averaged.fill_(saved["ema_updates"])
         trainer.optimizer.load_state_dict(saved["optimizer"])
-        trainer.schedule.load_state_dict(saved["schedule"])
+        lambdas = [None] * len(trainer.optimizer.param_groups)  # functions are not saved; LambdaLR keeps its own
+        trainer.schedule.load_state_dict({**saved["schedule"], "lr_lambdas": lambdas})
         torch.set_rng_state(saved["rng"].cpu())
         self.best_ap, self.run_id = saved["best_ap"], saved["run_id"]
         trainer.state.epoch = saved["epoch"]
         trainer.state.iteration = saved["epoch"] * trainer.state.epoch_length
 
 
+def bar_interval() -> float:
+    """Seconds between updates of a progress bar: often on a terminal, seldom in a log file."""
+    return 0.2 if sys.stderr.isatty() else 30.0
+
+
 def progress_bar(engine: Engine) -> None:
     """Attach a progress bar over all epochs, with the latest loss and validation AP; lines where there is no terminal."""
-    bar = tqdm(desc="training", unit="step", mininterval=1 if sys.stderr.isatty() else 30)
+    bar = tqdm(desc="training", unit="step", mininterval=bar_interval())
 
     def started() -> None:
         bar.reset(total=engine.state.max_epochs * engine.state.epoch_length)

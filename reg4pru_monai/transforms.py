@@ -20,7 +20,7 @@ from reg4pru_monai.fundus.fov import (
 )
 from reg4pru_monai.fundus.io import DEFAULT_MAX_PIXELS, read_image, read_mask
 
-Data = Mapping[Hashable, Any]
+Data = Mapping[Any, Any]
 
 NORMALIZATIONS = ("local", "global", "imagenet")
 _SHRINK = 4  # the blurred fields are smooth: they are computed at a quarter of the resolution

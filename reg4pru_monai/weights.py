@@ -1,13 +1,17 @@
 """Load and check checkpoints; foreign backbones (timm names) -> ours."""
 
+import math
 import os
-import tempfile
+import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .segmenter import Segmenter, resize_positions
 
 
 class CheckpointError(RuntimeError):
@@ -20,20 +24,28 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     Raises CheckpointError that names the file, for example when the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
             torch.save(dict(state), file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(beside, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         raise CheckpointError(
-            f"{path}: checkpoint not written ({error}); an earlier one is unharmed. Free some disk space and resume."
+            f"{path}: checkpoint not written ({error}); an earlier one is unharmed. Free some disk space, or give "
+            "another folder, and resume."
         ) from error
     finally:
-        Path(name).unlink(missing_ok=True)
+        _discard(beside)
+
+
+def _discard(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError:  # the folder itself is not usable, which the caller already says
+        return
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -43,8 +55,14 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
         raise CheckpointError(f"{path}: no such checkpoint; train first, or give the path of one")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's own message advises to switch the protection off
+        raise CheckpointError(
+            f"{path}: not a checkpoint of tensors and plain values; other files are refused, for reading them can run code"
+        ) from error
     except Exception as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({type(error).__name__}: {error})") from error
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint, or damaged ({type(error).__name__}: {error}); make or copy it again"
+        ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a dictionary of tensors, got {type(state).__name__}")
     return state
@@ -54,13 +72,14 @@ def load_network(network: nn.Module, path: str | Path) -> nn.Module:
     """Load trained weights into a network of the same architecture, in place; returns it.
 
     The exponential moving average is taken where there is one. Policy parameters that the network has no use for are
-    dropped, so that a checkpoint can be evaluated dense or under a policy without parameters; missing ones are an error.
+    dropped, so that a checkpoint can be evaluated dense or under a policy without parameters; missing ones are an
+    error.
     Raises CheckpointError that names the first parameters that do not fit.
     """
     state = load_checkpoint(path)
     weights = state.get("ema") or state.get("network") or state
     own = network.state_dict()
-    unused = [name for name in weights if name not in own and name.startswith("encoder.policy.")]
+    unused = [name for name in weights if name not in own and str(name).startswith("encoder.policy.")]
     weights = {name: value for name, value in weights.items() if name not in unused}
     problems = mismatches(own, weights)
     if problems:
@@ -77,10 +96,90 @@ def mismatches(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]
     """What keeps a state dict from fitting, a sentence each."""
     problems = [f"{name} is missing" for name in own if name not in given]
     problems += [f"{name} is not in this network" for name in given if name not in own]
-    for name in own.keys() & given.keys():
-        value = given[name]
+    for name, expected in own.items():
+        value = given.get(name, expected)
         if not isinstance(value, Tensor):
             problems.append(f"{name} is not a tensor")
-        elif value.shape != own[name].shape:
-            problems.append(f"{name} is {tuple(value.shape)}, expected {tuple(own[name].shape)}")
+        elif value.shape != expected.shape:
+            problems.append(f"{name} is {tuple(value.shape)}, expected {tuple(expected.shape)}")
     return problems
+
+
+def load_backbone(network: Segmenter, source: str | Path | Mapping[str, Tensor]) -> list[str]:
+    """Load a pretrained backbone with timm's parameter names, in place.
+
+    source: a .pt, .pth or .safetensors file, or a state dict, of vit_{small,base}_patch16_dinov3 (class Eva) or
+        vit_{small,base}_patch14_{dinov2,reg4_dinov2} (class VisionTransformer). ``docs/backbones.md`` has the table.
+    Returns the parameters and buffers that the backbone does not have and that keep their values: decoder and policy.
+    Raises CheckpointError that names the first parameters that do not fit; the network is unchanged then.
+    """
+    given = _from_timm(source if isinstance(source, Mapping) else _read_backbone(Path(source)))
+    every = network.state_dict()
+    own = {name: value for name, value in every.items() if not name.startswith(("decoder.", "encoder.policy."))}
+    if not network.reg_token.numel():
+        given.setdefault("reg_token", own["reg_token"])
+    if isinstance(given.get("pos_embed"), Tensor) and "pos_embed" in own:
+        given |= _fit_positions(given, math.isqrt(own["pos_embed"].shape[1]))
+    problems = mismatches(own, given)
+    if problems:
+        where = "the given state dict" if isinstance(source, Mapping) else str(source)
+        raise CheckpointError(
+            f"{where}: backbone of another architecture: {'; '.join(problems[:3])}"
+            f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. "
+            f"Presets and their timm models: {', '.join(f'{p} {t}' for p, t in BACKBONES.items())}."
+        )
+    network.load_state_dict(given, strict=False)
+    return [name for name in every if name not in given]
+
+
+BACKBONES = {
+    "small": "vit_small_patch16_dinov3",
+    "base": "vit_base_patch16_dinov3",
+    "small_dinov2": "vit_small_patch14_reg4_dinov2",
+    "base_dinov2": "vit_base_patch14_reg4_dinov2",
+    "small_dinov2_noreg": "vit_small_patch14_dinov2",
+    "base_dinov2_noreg": "vit_base_patch14_dinov2",
+}
+
+
+def _read_backbone(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix != ".safetensors":
+        return load_checkpoint(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; give the path of a downloaded backbone")
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise CheckpointError(f"{path}: reading .safetensors needs a package: pip install safetensors") from None
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({type(error).__name__}: {error})") from error
+
+
+def _from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our names for timm's. A classifier head and the mask token of the pretraining have no use here."""
+    renamed = {}
+    for name, value in state.items():
+        name = re.sub(r"^blocks\.(\d+)\.ls([12])\.gamma$", r"blocks.\1.gamma_\2", str(name))
+        if not name.startswith(("head.", "mask_token")):
+            renamed[f"encoder.{name}" if name.startswith("blocks.") else name] = value
+    return renamed
+
+
+def _fit_positions(given: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
+    """Absolute positions (1, n*n, D), or one more for the class token, at a grid of ``side``.
+
+    Ours has none for the class token: it is a constant that belongs to the token itself.
+    """
+    table = given["pos_embed"]
+    if table.ndim != 3 or math.isqrt(table.shape[1]) ** 2 == table.shape[1] or "cls_token" not in given:
+        return {"pos_embed": _resized(table, side)}
+    return {"pos_embed": _resized(table[:, 1:], side), "cls_token": given["cls_token"] + table[:, :1]}
+
+
+def _resized(table: Tensor, side: int) -> Tensor:
+    """Left as it is where it is no square grid; the comparison of shapes says so."""
+    if table.ndim != 3 or math.isqrt(table.shape[1]) ** 2 != table.shape[1]:
+        return table
+    return resize_positions(table.float(), (side, side))

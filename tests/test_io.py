@@ -5,6 +5,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -14,14 +15,16 @@ from PIL import Image
 
 from reg4pru_monai.fundus import FundusReadError, read_image, read_mask, write_mask
 
-RAMP = np.linspace(0, 255, 20 * 31).reshape(20, 31).astype(np.uint8)  # not square: a transposed result has another shape
+RAMP = (
+    np.linspace(0, 255, 20 * 31).reshape(20, 31).astype(np.uint8)
+)  # not square: a transposed result has another shape
 RGB = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=2)
 GREY3 = np.repeat(RAMP[..., None], 3, axis=2)
 DEEP = (RGB.astype(np.uint16) << 8) + 77
 DEEP_UNIT = DEEP / np.float32(65535)
 
 
-def save(path: Path, mode: str = "RGB", **options: object) -> Path:
+def save(path: Path, mode: str = "RGB", **options: Any) -> Path:
     Image.fromarray(RGB).convert(mode).save(path, **options)
     return path
 
@@ -150,7 +153,7 @@ def test_float_tiff(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "deep.png", "a.tif"])
 def test_exif_orientation(tmp_path: Path, orientation: int, name: str) -> None:
     """A photograph stored turned comes back upright, whatever its format."""
-    stored_by = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpose methods
+    stored_by = {code: Image.Transpose(method) for code, method in {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}.items()}
     upright = np.zeros((24, 40, 3), np.uint8)
     upright[:8, :8] = 255  # a corner, so that each of the eight differs
     upright[:8, 24:] = 128
@@ -167,7 +170,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int, name: str) -> None:
     elif name == "a.tif":
         tifffile.imwrite(path, np.asarray(stored), photometric="rgb", extratags=[(274, "H", 1, orientation, True)])
     else:
-        stored.save(path, exif=exif, **({"quality": 100, "subsampling": 0} if name == "a.jpg" else {}))
+        stored.save(path, exif=exif, quality=100, subsampling=0)
     pixels = read_image(path)
     scale = 255 if pixels.dtype == np.float32 else 1
     assert pixels.shape == upright.shape

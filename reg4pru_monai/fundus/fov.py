@@ -17,6 +17,7 @@ _LEVELS = (0.08, 0.12, 0.18, 0.26, 0.38)
 _MARGIN = 3  # px; an edge nearer to the frame is a cut, not the disc's own
 _TOLERANCE = 2.0  # px from the circle
 _BAR = 4  # px
+_BLUR = 1.0  # px; the smoothing, the width of its Gaussian, carries the border outwards by as much at low thresholds
 _TRIALS = 100
 _MIN_POINTS = 30
 _MIN_CONFIDENCE = 0.75
@@ -122,7 +123,7 @@ def _working_copy(image: np.ndarray) -> tuple[np.ndarray, float]:
     step = max(1.0, max(image.shape[:2]) / _WORKING_SIDE)
     size = tuple(max(1, round(side / step)) for side in image.shape[:2])
     brightest = np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
-    return ndimage.gaussian_filter(resize(brightest, size), 1.0), step
+    return ndimage.gaussian_filter(resize(brightest, size), _BLUR), step
 
 
 def _region(light: np.ndarray, level: float) -> np.ndarray:
@@ -167,7 +168,7 @@ def _fit_disc(light: np.ndarray, region: np.ndarray) -> _Found | None:
     confidence = agreement * _support(edge, (row, col), radius, box)
     if confidence < _MIN_CONFIDENCE or not _is_dark_outside(light, visible):
         return None
-    return _Found(confidence, (row, col), radius, box)
+    return _Found(confidence, (row, col), radius - _BLUR, box)
 
 
 def _support(edge: np.ndarray, center: tuple[float, float], radius: float, box: Box) -> float:
@@ -272,15 +273,15 @@ class CanonicalFrame:
         return resize(self._crop(image), self.size)
 
     def forward_coverage(self, mask: np.ndarray) -> np.ndarray:
-        """(..., H, W) bool or {0, 1} -> (..., h, w) float32 in [0, 1]: the part of each pixel that the mask covers."""
-        return resize(self._crop(mask), self.size)
+        """(..., H, W) bool or {0, 1} -> (..., h, w) float32 in [0, 1]: about the part of each pixel that it covers."""
+        return resize(self._crop(mask), self.size, sharp=True)
 
     def forward_mask(self, mask: np.ndarray) -> np.ndarray:
         """(..., H, W) bool or {0, 1} -> (..., h, w) bool: pixels at least half covered."""
         return self.forward_coverage(mask) >= 0.5
 
     def inverse(self, array: np.ndarray) -> np.ndarray:
-        """(..., h, w) float -> (..., H, W) float32 in the same range, bicubic, 0 outside the box.
+        """(..., h, w) float -> (..., H, W) float32 in the same range, Lanczos, 0 outside the box.
 
         Raises ValueError for another size.
         """
@@ -288,7 +289,7 @@ class CanonicalFrame:
             raise ValueError(f"array must end in (h, w) = {self.size}, got {array.shape}")
         r0, c0, r1, c1 = self.box
         out = np.zeros((*array.shape[:-2], *self.original), np.float32)
-        out[..., r0:r1, c0:c1] = resize(array, (r1 - r0, c1 - c0), smooth=True)
+        out[..., r0:r1, c0:c1] = resize(array, (r1 - r0, c1 - c0), sharp=True)
         return out
 
     def _crop(self, array: np.ndarray) -> np.ndarray:
@@ -308,17 +309,13 @@ def canonical_frame(fov: FieldOfView, diameter: float = DEFAULT_DIAMETER) -> Can
     return CanonicalFrame(fov.shape, fov.box, size)
 
 
-def resize(array: np.ndarray, size: tuple[int, ...], smooth: bool = False) -> np.ndarray:
-    """(..., H, W) -> (..., h, w) float32: bilinear, antialiased where it shrinks.
-
-    smooth: bicubic where it grows, kept within the array's own range.
-    """
+def resize(array: np.ndarray, size: tuple[int, ...], sharp: bool = False) -> np.ndarray:
+    """(..., H, W) -> (..., h, w) float32, antialiased where it shrinks; bilinear, or Lanczos within its own range."""
     planes = np.asarray(array, np.float32).reshape(-1, *array.shape[-2:])
-    grows = size[0] >= array.shape[-2] and size[1] >= array.shape[-1]
-    method = Image.Resampling.BICUBIC if smooth and grows else Image.Resampling.BILINEAR
+    method = Image.Resampling.LANCZOS if sharp else Image.Resampling.BILINEAR
     done = np.empty((len(planes), *size), np.float32)
     for plane, out in zip(planes, done, strict=True):
         out[:] = Image.fromarray(np.ascontiguousarray(plane)).resize((size[1], size[0]), method)
-        if method == Image.Resampling.BICUBIC:
+        if sharp:
             np.clip(out, plane.min(), plane.max(), out=out)
     return done.reshape(*array.shape[:-2], *size)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 ARTERY, VEIN = "artery", "vein"
-SMALLEST_RADIUS = 0.0021
+SMALLEST_RADIUS = 0.0023
 _STEP = 0.012
 _REACH = 1.06  # vessels are grown to just outside the field of view
 _CELL = 0.01
@@ -65,7 +65,10 @@ def random_anatomy(rng: np.random.Generator) -> Anatomy:
 
 
 def grow_vessels(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
-    """Arteries and veins; at a bifurcation r0³ = r1³ + r2³ (Murray, PNAS 1926). Thickest first; parents before children."""
+    """Arteries and veins; at a bifurcation r0³ = r1³ + r2³ (Murray, PNAS 1926).
+
+    Thickest first, parents before children.
+    """
     vessels: list[Vessel] = []
     occupied: dict[str, dict[tuple[int, int], int]] = {ARTERY: {}, VEIN: {}}
     queue = [(-bud.radius, i, bud) for i, bud in enumerate(_trunks(anatomy, rng))]
@@ -89,7 +92,7 @@ def grow_vessels(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
 def _trunks(anatomy: Anatomy, rng: np.random.Generator) -> Iterator[_Bud]:
     """The vessels that leave the optic disc: four arcades and a few small ones of each kind."""
     x, y = anatomy.disc
-    scale = anatomy.disc_radius / 0.13 * rng.uniform(0.9, 1.1)
+    scale = (anatomy.disc_radius / 0.13) ** 0.5 * rng.uniform(0.75, 0.95)
     for kind, radius, spread in ((ARTERY, 0.0105, 0.0), (VEIN, 0.0138, 0.22)):
         for sign in (1, -1):
             for course, angle, share in (("arcade", 1.75, 1.0), ("nasal", 0.85, 0.72)):
@@ -102,28 +105,31 @@ def _trunks(anatomy: Anatomy, rng: np.random.Generator) -> Iterator[_Bud]:
             yield _Bud(kind, (x, y), heading, rng.uniform(0.0032, 0.0048) * scale, "macular", int(sign), None)
         for _ in range(rng.integers(1, 4)):
             heading = rng.uniform(-1.2, 1.2)
-            yield _Bud(kind, (x, y), heading, rng.uniform(0.0032, 0.006) * scale, "nasal", 1 if heading < 0 else -1, None)
+            yield _Bud(
+                kind, (x, y), heading, rng.uniform(0.0032, 0.006) * scale, "nasal", 1 if heading < 0 else -1, None
+            )
 
 
 def _grow(
     bud: _Bud, anatomy: Anatomy, occupied: dict[tuple[int, int], int], vessels: list[Vessel], rng: np.random.Generator
 ) -> tuple[list[Point], bool]:
     """The points of one stretch, and whether it came to an end: it left the field of view or met its own kind."""
-    length = rng.uniform(0.07, 0.17) if bud.radius > 0.006 else rng.uniform(0.09, 0.3)
+    length = rng.uniform(0.09, 0.22) if bud.radius > 0.006 else rng.uniform(0.14, 0.42)
     if bud.parent is None:
         length += anatomy.disc_radius
     steps = max(3, round(length / _STEP))
-    tortuosity = 0.05 + 0.09 * min(1.0, 0.004 / bud.radius)
+    tortuosity = 0.02 + 0.055 * min(1.0, 0.004 / bud.radius)
     kicks = rng.normal(0, tortuosity, steps)
     (x, y), heading, bend = bud.position, bud.heading, 0.0
     points = [(x, y)]
     for kick in kicks:
         bend = 0.8 * bend + kick
         turn = _wrapped(_course(bud, x, y, anatomy) - heading)
-        heading += 0.055 * turn + 0.6 * bend
+        heading += (0.07 if bud.course != "macular" else 0.045) * turn + 0.6 * bend
         x, y = x + _STEP * math.cos(heading), y + _STEP * math.sin(heading)
         points.append((x, y))
-        if math.hypot(x, y) > _REACH or math.dist((x, y), anatomy.fovea) < _AVASCULAR:
+        passed = bud.course == "macular" and abs(turn) > 1.9
+        if passed or math.hypot(x, y) > _REACH or math.dist((x, y), anatomy.fovea) < _AVASCULAR:
             return points, True
         if _meets(x, y, heading, bud, occupied, vessels):
             return points, True
@@ -135,16 +141,23 @@ def _course(bud: _Bud, x: float, y: float, anatomy: Anatomy) -> float:
     fx, fy = anatomy.fovea
     dx, dy = x - fx, y - fy
     if bud.course == "nasal":
-        return math.atan2(y - anatomy.disc[1], x - anatomy.disc[0] + 0.15) + 0.0
+        return math.atan2(y - anatomy.disc[1], x - anatomy.disc[0] + 0.15)
     if bud.course == "macular":
         return math.atan2(-dy, -dx)
+    if bud.course == "temporal":
+        return math.atan2(-0.8 * dy, -0.6)
     if bud.course == "outer":
         return math.atan2(dy - 0.25 * bud.sign, dx - 0.35)
-    # tangent of an ellipse around the fovea, drifting outwards past its top
-    flat = 0.75
-    tx, ty = bud.sign * dy / flat, -bud.sign * dx * flat
+    return _arcade(bud.sign, dx, dy, math.dist(anatomy.disc, anatomy.fovea))
+
+
+def _arcade(sign: int, dx: float, dy: float, width: float) -> float:
+    """Direction along an ellipse around the fovea through the disc, held on it at first and leaving it temporally."""
+    height = 0.9 * width
+    tx, ty = sign * dy * width / height, -sign * dx * height / width
     norm, out = math.hypot(tx, ty) or 1.0, math.hypot(dx, dy) or 1.0
-    drift = 0.15 + 0.9 * max(0.0, -dx)
+    off = math.hypot(dx / width, dy / height) - 1
+    drift = min(0.7, max(-0.7, -1.5 * off)) if dx > 0 else 0.3 + 0.9 * min(1.0, -dx / width)
     return math.atan2(ty / norm + drift * dy / out, tx / norm + drift * dx / out)
 
 
@@ -167,7 +180,8 @@ def _fork(bud: _Bud, points: list[Point], index: int, anatomy: Anatomy, rng: np.
     heading = math.atan2(y - y0, x - x0)
     side = rng.choice((1, -1))
     inwards = math.cos(heading + 0.8 * side - math.atan2(anatomy.fovea[1] - y, anatomy.fovea[0] - x)) > 0.3
-    course = {"arcade": "macular" if inwards else "outer"}.get(bud.course, bud.course)
+    temporal = x < anatomy.fovea[0] + 0.1
+    course = {"arcade": ("temporal" if temporal else "macular") if inwards else "outer"}.get(bud.course, bud.course)
     for radius, other, turn, way in ((thick, thin, -side, bud.course), (thin, thick, side, course)):
         if radius >= SMALLEST_RADIUS:
             angle = _fork_angle(bud.radius, radius, other) * rng.uniform(0.7, 1.2)

@@ -17,6 +17,8 @@ POLICIES: dict[str, Callable[..., Policy]] = {
     "reg4pru": Reg4Pru.over_dynamicvit,
 }
 
+ROUTED = "+reg4pru"
+
 
 def build_policy(name: str, dim: int, stages: Sequence[Stage], **options: Any) -> Policy:
     """Make a policy by name.
@@ -24,9 +26,14 @@ def build_policy(name: str, dim: int, stages: Sequence[Stage], **options: Any) -
     dim: channels of the tokens. stages: blocks and keep rates. options: arguments of that policy.
     Raises ValueError for a name that is not in POLICIES.
     """
-    if name not in POLICIES:
-        raise ValueError(f"policy must be one of {', '.join(sorted(POLICIES))}, got {name!r}")
-    return POLICIES[name](dim=dim, stages=tuple(stages), **options)
+    plain = name.removesuffix(ROUTED)
+    if plain not in POLICIES:
+        names = ", ".join(sorted(POLICIES))
+        raise ValueError(f"policy must be one of {names}, with {ROUTED} behind it or not, got {name!r}")
+    if plain == name:
+        return POLICIES[name](dim=dim, stages=tuple(stages), **options)
+    route_keep = options.pop("route_keep", 0.5)
+    return Reg4Pru(POLICIES[plain](dim=dim, stages=tuple(stages), **options), route_keep)
 
 
 __all__ = ["POLICIES", "Decision", "Policy", "Stage", "StageTrace", "Trace", "Window", "build_policy"]
