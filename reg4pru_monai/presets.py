@@ -33,7 +33,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     # From scratch on a CPU. Small layer scales are for fine-tuning a pretrained backbone; from scratch they stall.
-    "tiny": Preset(8, 128, 8, 4, layer_scale=0.1, coordinate_scale=16.0, mask_stride=2, skip_width=12),
+    "tiny": Preset(8, 128, 8, 4, layer_scale=0.3, coordinate_scale=16.0, mask_stride=2, skip_width=12),
     # timm vit_{small,base}_patch16_dinov3
     "small": Preset(16, 384, 12, 6),
     "base": Preset(16, 768, 12, 12),
