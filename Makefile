@@ -21,9 +21,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m monai.bundle run training --config_file $(BUNDLE)/configs/train.yaml --output_dir $(DEMO)/training \
 		--diameter 320 --crop_size 128 --crops_per_image 4 --max_epochs 10 --val_interval 5 --learning_rate 3.0e-3 \
 		--window_size 160 --phantoms '{train: 24, test: 6, size: 384, seed: 0}'
+	$(BIN)/reg4pru phantoms $(DEMO)/photographs
 	$(BIN)/python -m monai.bundle run --config_file $(BUNDLE)/configs/inference.yaml --dataset_dir $(DEMO)/photographs \
 		--output_dir $(DEMO)/segmented --checkpoint $(DEMO)/training/checkpoints/best.pt
-	$(BIN)/reg4pru summary $(DEMO)
+	@$(BIN)/reg4pru summary $(DEMO)/training --segmented $(DEMO)/segmented
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -74,5 +74,3 @@ def compare_speed(times: dict[str, list[float]], baseline: str) -> dict[str, Spe
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-

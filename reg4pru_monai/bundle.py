@@ -7,13 +7,14 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 import yaml
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigComponent, ConfigParser
 from monai.bundle.workflows import ConfigWorkflow
 from monai.utils import optional_import, set_determinism
 
@@ -60,7 +61,10 @@ def root() -> str:
     for place in [*places, Path.cwd()]:
         if (place / "configs" / "metadata.json").is_file():
             return str(place.resolve())
-    raise ConfigurationError(f"no bundle found: {places[0] if places else Path.cwd()} has no configs/metadata.json")
+    raise ConfigurationError(
+        f"no bundle found: {places[0] if places else Path.cwd()} has no configs/metadata.json; "
+        "work in the folder of the bundle, or give --bundle_root FOLDER"
+    )
 
 
 def configuration() -> dict[str, Any]:
@@ -93,18 +97,30 @@ def _unknown(given: Mapping[str, Any], known: Mapping[str, Any], above: tuple[st
         if key not in known:
             if not (key.startswith("_") or key in _parameters(known.get("_target_"))):
                 yield [*above, key]
-        elif isinstance(value, Mapping) and isinstance(known[key], Mapping):
-            if value.get("_target_") == known[key].get("_target_"):
-                yield from _unknown(value, known[key], (*above, key))
+        elif isinstance(value, Mapping) and isinstance(there := known[key], Mapping):
+            same = value.get("_target_") == there.get("_target_")
+            yield from _unknown(value, there, (*above, key)) if same else ()
 
 
 def _parameters(target: Any) -> set[str]:
-    """Argument names of a component given as "package.module.name"; empty where it is not one."""
-    if not isinstance(target, str) or "." not in target:
+    """Argument names of a component named as MONAI does, those of its base classes too; empty where it is none."""
+    if not isinstance(target, str):
         return set()
-    module, _, name = target.rpartition(".")
+    module, _, name = ConfigComponent({"_target_": target}).resolve_module_name().rpartition(".")
     component, found = optional_import(module, name=name)
-    return set(inspect.signature(component).parameters) if found else set()
+    if not found:
+        return set()
+    parts = inspect.getmro(component)[:-1] if inspect.isclass(component) else (component,)
+    parameters = [parameter for part in parts for parameter in inspect.signature(part).parameters.values()]
+    return {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def flag(name: str, value: Any) -> bool:
+    """A yes or no from the command line, where true and false arrive as text. Raises ConfigurationError."""
+    found = {"true": True, "false": False}.get(str(value).lower())
+    if found is None:
+        raise ConfigurationError(f"{name} must be true or false, got {value!r}")
+    return found
 
 
 # --- readable errors -------------------------------------------------------------------------------------------------
@@ -113,11 +129,14 @@ def _parameters(target: Any) -> set[str]:
 def readable_errors() -> None:
     """End the program with one readable line, exit status 1, where the cause is an error a user can mend.
 
-    MONAI wraps every error in "Failed to evaluate ConfigExpression". The whole traceback is shown for errors that nobody
-    expected, and always with REG4PRU_TRACEBACK=1.
+    MONAI wraps every error in "Failed to evaluate ConfigExpression". The whole traceback is shown for errors that
+    nobody expected, and always with REG4PRU_TRACEBACK=1.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            print(f"error: interrupted{f' by {error}' if error.args else ''}", file=sys.stderr)
+            return
         cause = root_cause(error)
         if not isinstance(cause, EXPECTED) or os.environ.get("REG4PRU_TRACEBACK") == "1":
             traceback.print_exception(kind, error, trace)
@@ -129,7 +148,9 @@ def readable_errors() -> None:
 def root_cause(error: BaseException) -> BaseException:
     """The innermost of our own errors along the chain of causes; else the innermost."""
     chain = [error]
-    while (cause := chain[-1].__cause__ or (None if chain[-1].__suppress_context__ else chain[-1].__context__)) is not None:
+    while (
+        cause := chain[-1].__cause__ or (None if chain[-1].__suppress_context__ else chain[-1].__context__)
+    ) is not None:
         chain.append(cause)
     own = [e for e in chain if type(e).__module__.startswith("reg4pru_monai")]
     return own[-1] if own else chain[-1]
@@ -141,7 +162,11 @@ def root_cause(error: BaseException) -> BaseException:
 def dataset(dataset_dir: Any, output_dir: str, phantoms: Mapping[str, Any]) -> Any:
     """The data set to use: the given folder or folders, or generated phantoms where none is given."""
     if dataset_dir:
-        return dataset_dir
+        return str(dataset_dir) if isinstance(dataset_dir, int) else dataset_dir  # a folder called 2024
+    if not isinstance(phantoms, Mapping) or {"train", "test", "size", "seed"} - phantoms.keys():
+        raise ConfigurationError(
+            f"phantoms must have train, test, size and seed, got {phantoms}; change one with --phantoms#train 4"
+        )
     folder = Path(output_dir).parent / "phantoms-{train}-{test}-{size}-{seed}".format(**phantoms)
     logger.info("no --dataset_dir: using generated phantoms in %s", folder)
     if is_main_process():
@@ -161,6 +186,8 @@ def entries(dataset_dir: Any, part: str, validation_fraction: float = 0.2) -> li
 
 def repeated(data: list[dict[str, str]], times: int) -> list[dict[str, str]]:
     """Each image ``times`` times: one random crop is taken from each, so that a batch holds many images."""
+    if not isinstance(times, int) or times < 1:
+        raise ConfigurationError(f"crops_per_image must be a whole number of at least 1, got {times}")
     return [entry for _ in range(times) for entry in data]
 
 
@@ -168,7 +195,7 @@ def repeated(data: list[dict[str, str]], times: int) -> list[dict[str, str]]:
 
 
 def begin(name: str, seed: int | None = None, **network: Any) -> None:
-    """First step of every command: readable errors, unknown keys, and a network that can be built, before data is read."""
+    """First step of every command, before data is read: readable errors, unknown keys, a network that can be built."""
     if is_main_process():
         readable_errors()
     check_keys(name)
@@ -215,7 +242,8 @@ def photographs(dataset_dir: Any) -> list[dict[str, str]]:
     """The photographs of a folder; masks, where it has some, are not used."""
     if not dataset_dir:
         raise ConfigurationError("inference needs photographs: give --dataset_dir FOLDER")
-    samples = find_samples(dataset_dir, require_labels=False).samples
+    folder = str(dataset_dir) if isinstance(dataset_dir, int) else dataset_dir
+    samples = find_samples(folder, require_labels=False).samples
     return [{"image": str(sample.image), "name": sample.name} for sample in samples]
 
 
@@ -224,13 +252,13 @@ def train(
     state: TrainingState,
     evaluation: Evaluation,
     settings: Mapping[str, Any],
-    resume: bool = False,
+    resume: bool | str = False,
 ) -> dict[str, float]:
     """Train, then evaluate the best weights, and track both in one run that is always closed.
 
     settings: experiment, run_name, tracking_uri, store_dir, parameters. Returns the metrics of the evaluation.
     """
-    if resume:
+    if flag("resume", resume):
         state.resume()
     elif state.last.exists():
         raise ConfigurationError(
@@ -240,9 +268,8 @@ def train(
         state.run_id = tracker.run_id
         TrackingHandler(tracker, lambda _: state.metrics).attach(trainer)
         if trainer.state.epoch < trainer.state.max_epochs:
-            if is_main_process():
-                progress_bar(trainer)
-            trainer.run()
+            with progress_bar(trainer) if is_main_process() else nullcontext():
+                trainer.run()
         if not is_main_process():
             return {}
         return evaluate(evaluation, load_network(trainer.segmenter, state.best), tracker)
@@ -262,8 +289,8 @@ def evaluate(evaluation: Evaluation, network: Any, tracker: Tracker) -> dict[str
     result = evaluation.run(network)
     tracker.log_metrics({f"test/{name}": value for name, value in headline(result).items()}, step=0)
     folder = Path(evaluation.output_dir)
-    for path in ("metrics.json", "per_image.csv", "precision_recall.png"):
-        tracker.log_artifact(folder / path)
+    for name in ("metrics.json", "per_image.csv", "precision_recall.png"):
+        tracker.log_artifact(folder / name)
     for path in sorted((folder / "overlays").glob("*.jpg")):
         tracker.log_artifact(path, "overlays")
     print(table(result))
@@ -271,8 +298,19 @@ def evaluate(evaluation: Evaluation, network: Any, tracker: Tracker) -> dict[str
 
 
 HEADLINE = (
-    ("ap", "auc", "dice", "cldice", "sensitivity", "specificity", "ap_low", "ap_high", "per_image/dice", "full_frame/ap")
-    + ("images_per_second", "gflops", "peak_memory_mib")
+    "ap",
+    "auc",
+    "dice",
+    "cldice",
+    "sensitivity",
+    "specificity",
+    "ap_low",
+    "ap_high",
+    "per_image/dice",
+    "full_frame/ap",
+    "images_per_second",
+    "gflops",
+    "peak_memory_mib",
 )
 
 
@@ -310,4 +348,3 @@ def run_parameters(data: Any, **values: Any) -> dict[str, Any]:
 def _dataset_name(data: Any) -> str:
     folders = data if isinstance(data, list | tuple) else [data]
     return "+".join(Path(str(folder)).name for folder in folders)
-

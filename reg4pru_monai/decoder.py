@@ -31,7 +31,7 @@ class EomtDecoder(nn.Module):
     """EoMT (Kerssies et al., CVPR 2025) with one query: the tokens carry the whole prediction.
 
     The query joins the sequence before the last ``query_blocks`` blocks; the mask is the dot product of its embedding
-    with the upscaled tokens. Attention of the query is never masked: what EoMT anneals towards, and what it infers with.
+    with the upscaled tokens. Attention of the query is never masked: what EoMT anneals towards and infers with.
     stride: pixels per logit before the final bilinear step (EoMT: 4).
     """
 
@@ -70,6 +70,7 @@ class SkipDecoder(nn.Module):
     """
 
     query_blocks = 0
+    query: Tensor
 
     def __init__(self, dim: int, width: int = 12):
         super().__init__()

@@ -24,7 +24,7 @@ class Encoded(NamedTuple):
 
 
 class EncoderTrace(NamedTuple):
-    """lengths: sequence length of each block; stages: decisions; states: the input of each query block, if collected."""
+    """lengths: sequence length of each block; stages: decisions; states: input of each query block, if collected."""
 
     lengths: tuple[int, ...]
     stages: tuple[StageTrace, ...]
@@ -66,6 +66,7 @@ class Encoder(nn.Module):
             )
         self.blocks = nn.ModuleList(blocks)
         self.policy = policy
+        self.head_dim = blocks[0].attn.qkv.in_features // blocks[0].attn.heads
         self.reactivate = reactivate
         self.rotary = rotary
         self.coordinate_scale = coordinate_scale
@@ -141,8 +142,7 @@ class Encoder(nn.Module):
         """Rotary table of the active tokens; the prefix is not rotated (sine 0, cosine 1). (2, B, P + K, head_dim)."""
         size = pos.new_tensor(grid)
         scale = size if self.coordinate_scale is None else self.coordinate_scale
-        block = self.blocks[0]
-        table = rotary_table((2 * pos - size) / scale, block.attn.qkv.in_features // block.attn.heads)
+        table = rotary_table((2 * pos - size) / scale, self.head_dim)
         still = table.new_zeros(2, table.shape[1], others, table.shape[3])
         still[1] = 1
         return torch.cat((still, table), dim=2)

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
-    """probability: (1, H, W) float32 in the original frame, 0 outside the field of view. seconds: network and stitching."""
+    """One image. probability: (1, H, W) float32, original frame, 0 outside the field of view. seconds: network."""
 
     probability: Tensor
     seconds: float
@@ -45,7 +45,11 @@ def postprocessing(preprocessing: Compose, key: str = "pred") -> Compose:
 
 
 def predict(
-    network: Segmenter, item: Mapping[str, Any], preprocessing: Compose, inferer: FundusWindowInferer, device: torch.device
+    network: Segmenter,
+    item: Mapping[str, Any],
+    preprocessing: Compose,
+    inferer: FundusWindowInferer,
+    device: torch.device,
 ) -> Prediction:
     """Segment one preprocessed image.
 
@@ -163,7 +167,7 @@ class MaskWriter:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
         engine.add_event_handler(Events.COMPLETED, lambda: logger.info("masks and overlays: %s", self.output_dir))
 
-    def write(self, engine: Engine) -> None:
+    def write(self, engine: Any) -> None:
         """Write the results of one batch."""
         for entry, output in zip(engine.state.batch, engine.state.output, strict=True):
             mask = output["pred"][0].cpu().numpy() >= self.threshold
@@ -175,7 +179,7 @@ class MaskWriter:
 
 
 def check_labels(data: Sequence[Mapping[str, str]]) -> None:
-    """Raise ValueError for an image whose vessel mask is empty: it would teach the network that there are no vessels."""
+    """Raise ValueError for an image whose vessel mask is empty: it would teach that there are no vessels."""
     for entry in data:
         if not np.any(read_mask(entry["label"])):
             raise ValueError(

@@ -10,8 +10,8 @@ from .segmenter import Segmenter
 def segmentation_loss(logits: Tensor, label: Tensor, weight: float = 5.0) -> Tensor:
     """Binary cross-entropy plus Dice loss over the pixels of the field of view, each times ``weight``.
 
-    logits: (B, 1, H, W). label: (B, 1, H, W) float, 1 vessel, 0 background, negative ignored. The weights are EoMT's; the
-    Dice term is over the whole batch, 1 - (2 sum pt + 1) / (sum p + sum t + 1), so that crops without a vessel count.
+    logits: (B, 1, H, W). label: (B, 1, H, W) float, 1 vessel, 0 background, negative ignored. The weights are EoMT's;
+    the Dice term is over the whole batch, 1 - (2 sum pt + 1) / (sum p + sum t + 1): crops without a vessel count too.
     """
     inside = (label >= 0).to(logits.dtype)
     target = label.clamp(min=0)

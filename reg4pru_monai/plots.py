@@ -32,7 +32,7 @@ def _paint(picture: np.ndarray, region: np.ndarray, colour: tuple[int, int, int]
 def token_map(image: np.ndarray, kept: np.ndarray) -> np.ndarray:
     """The photograph with the tokens that were dropped darkened.
 
-    image: (H, W, 3) uint8. kept: (h, w) in [0, 1], how far through the network each token went. Returns (H, W, 3) uint8.
+    image: (H, W, 3) uint8. kept: (h, w) in [0, 1], how far through the network each token went. Returns (H, W, 3).
     """
     scale = np.array(image.shape[:2]) / np.array(kept.shape)
     rows = np.minimum((np.arange(image.shape[0]) / scale[0]).astype(int), kept.shape[0] - 1)

@@ -86,7 +86,8 @@ class Segmenter(nn.Module):
         if self.pos_embed is not None:
             x = x + resize_positions(self.pos_embed, grid)
         prefix = torch.cat((self.cls_token, self.reg_token), dim=1).expand(batch, -1, -1)
-        return Tokens(x, grid_positions(*grid, image.device), None), prefix, self.decoder.query.expand(batch, -1, -1)
+        query = self.decoder.query.repeat(batch, 1, 1)  # torch's FLOP counter fails on a view of a parameter
+        return Tokens(x, grid_positions(*grid, image.device), None), prefix, query
 
     def _decode(self, image: Tensor, state: Encoded, grid: tuple[int, int]) -> Tensor:
         x = self.norm(state.x).transpose(1, 2).unflatten(2, grid)
@@ -134,8 +135,8 @@ def build_segmenter(
 ) -> Segmenter:
     """Build a network.
 
-    preset: a name in PRESETS. policy: a name in POLICIES. decoder: "eomt" or "skip". keep_rate: share of the tokens kept
-    at each stage, one number or a list. stages: blocks of the pruning stages (default: scaled from 2, 5, 8 of 12).
+    preset: a name in PRESETS. policy: a name in POLICIES. decoder: "eomt" or "skip". keep_rate: share of the tokens
+    kept at each stage, one number or a list. stages: blocks of the pruning stages (default: scaled from 2, 5, 8 of 12).
     reactivate: block before which removed tokens come back (default: the last block). policy_options: arguments of the
     policy. Raises ValueError for a name that does not exist or numbers that do not fit together.
     """

@@ -32,20 +32,20 @@ class Route(NamedTuple):
         shorter ones are padded with tokens that are not valid: never attended to and never written back.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nothing calls
     valid: Tensor | None
 
 
 def gather(tokens: Tokens, route: Route) -> Tokens:
     """Tokens (B, N, ...) -> the routed tokens (B, K, ...)."""
-    batch, count = route.index.shape
+    batch = route.index.shape[0]
     x = _take(tokens.x, route.index)
     pos = _take(tokens.pos.expand(batch, -1, -1), route.index)
-    weight = tokens.weight
+    weight, valid = tokens.weight, route.valid
     if weight is not None:
         weight = weight.expand(batch, -1).gather(1, route.index)
-    if route.valid is not None:
-        weight = route.valid if weight is None else weight * route.valid
+    if valid is not None:
+        weight = valid if weight is None else weight * valid
     return Tokens(x, pos, weight)
 
 
@@ -56,8 +56,9 @@ def restore(active: Tokens, full: Tokens, route: Route) -> Tokens:
     and weights are those of ``full``.
     """
     x = active.x
-    if route.valid is not None:
-        x = torch.where(route.valid.unsqueeze(-1), x, _take(full.x, route.index))
+    valid = route.valid
+    if valid is not None:
+        x = torch.where(valid.unsqueeze(-1), x, _take(full.x, route.index))
     index = route.index.unsqueeze(-1).expand(-1, -1, x.shape[-1])
     return Tokens(full.x.scatter(1, index, x), full.pos, full.weight)
 

@@ -40,31 +40,33 @@ logger = logging.getLogger(__name__)
 
 
 def select_device(name: str = "auto") -> torch.device:
-    """"auto" is the first GPU where there is one, else the CPU; anything else is a torch device name."""
+    """The device to run on. name: "auto" is the first GPU where there is one, else the CPU; or a torch device name."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device must be auto, cpu or an available GPU such as cuda:0, got {name!r} ({error})") from None
+        raise ValueError(
+            f"device must be auto, cpu or an available GPU such as cuda:0, got {name!r} ({error})"
+        ) from None
     return device
 
 
 def augmentation(crop_size: int, keys: tuple[str, str, str] = ("image", "label", "fov")) -> Compose:
-    """A random crop of a preprocessed image inside the field of view, turned, scaled, shifted in colour, blurred, noisy.
+    """A random crop inside the field of view of a preprocessed image, turned, scaled, recoloured, blurred, noisy.
 
     Returns tensors (C, crop_size, crop_size) under the keys. The crop is taken larger and cut after
-    turning, so that corners hold image and not padding.
+    turning, so that corners hold image and not padding. Raises ValueError.
     """
+    if crop_size < 1:
+        raise ValueError(f"crop_size must be a positive number of pixels, got {crop_size}")
     larger = int(np.ceil(crop_size * 1.5))
     image = keys[0]
     return Compose(
         [
             SpatialPadd(keys, spatial_size=(larger, larger)),
-            RandCropByPosNegLabeld(
-                keys, label_key=keys[2], spatial_size=(larger, larger), pos=1, neg=0
-            ),
+            RandCropByPosNegLabeld(keys, label_key=keys[2], spatial_size=(larger, larger), pos=1, neg=0),
             RandAffined(
                 keys,
                 prob=1.0,
@@ -88,8 +90,11 @@ def build_optimizer(network: nn.Module, lr: float, weight_decay: float = 0.05, l
     """AdamW. Vectors (norms, biases, layer scales) and learned tokens are not decayed.
 
     layer_decay: factor on the learning rate per block below the last, for pretrained backbones (METHOD: 0.8).
+    Raises ValueError for a learning rate that is no positive number.
     """
-    segmenter = network.network if isinstance(network, TrainingStep) else network
+    if not isinstance(lr, int | float) or not lr > 0:
+        raise ValueError(f"learning_rate must be a positive number, got {lr!r} (in YAML 1e-3 is text: write 1.0e-3)")
+    segmenter: Any = network.network if isinstance(network, TrainingStep) else network
     depth = len(segmenter.encoder.blocks)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in segmenter.named_parameters():
@@ -118,6 +123,8 @@ def build_schedule(optimizer: Optimizer, total: int, warmup: int, power: float =
 
 def build_average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
     """Exponential moving average of the weights, min(decay, (1 + n) / (10 + n)) at update n; buffers are copied."""
+    if not 0 <= decay < 1:
+        raise ValueError(f"ema_decay must be in [0, 1), got {decay}")
 
     def update(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
         n = float(count)
@@ -135,14 +142,16 @@ class VesselTrainer(SupervisedTrainer):
 
     def __init__(
         self,
-        *args: Any,
+        *,
         schedule: LambdaLR,
         average: AveragedModel,
         seed: int = 0,
         clip_norm: float = 1.0,
         **kwargs: Any,
     ):
-        super().__init__(*args, loss_function=nn.Identity(), decollate=False, **kwargs)
+        super().__init__(loss_function=nn.Identity(), decollate=False, **kwargs)
+        if self.state.max_epochs is None or self.state.max_epochs < 1:
+            raise ValueError(f"max_epochs must be at least 1, got {self.state.max_epochs}")
         self.schedule = schedule
         self.average = average
         self.clip_norm = clip_norm
@@ -151,8 +160,8 @@ class VesselTrainer(SupervisedTrainer):
     @property
     def segmenter(self) -> Segmenter:
         """The network inside the step, data-parallel or not."""
-        step = self.network.module if hasattr(self.network, "module") else self.network
-        return step.network
+        step: Any = self.network
+        return (step.module if hasattr(step, "module") else step).network
 
     def _iteration(self, engine: Any, batch: Mapping[str, Tensor]) -> dict[str, float]:
         device = engine.state.device
@@ -181,7 +190,7 @@ def _plain(value: Tensor) -> Tensor:
 
 
 def reseed(seed: int, engine: Engine) -> None:
-    """Make every epoch a function of (seed, epoch), so that a resumed training repeats the uninterrupted one exactly."""
+    """Make every epoch a function of (seed, epoch): a resumed training repeats the uninterrupted one exactly."""
     value = (seed * 1_000_003 + engine.state.epoch) % 2**31
     random.seed(value)
     np.random.seed(value)  # noqa: NPY002 MONAI's transforms seed themselves from the global state
@@ -194,8 +203,8 @@ def reseed(seed: int, engine: Engine) -> None:
 class TrainingState:
     """A MONAI handler that keeps everything a training needs to go on; attach it behind the ValidationHandler.
 
-    Written after every epoch into ``directory``: ``last.pt``, the complete state, and ``best.pt``, the average weights with
-    the highest validation AP so far.
+    Written after every epoch into ``directory``: ``last.pt``, the complete state, and ``best.pt``, the average weights
+    with the highest validation AP so far.
 
     validator: the evaluator of the average weights, with "ap" as its key metric. val_interval: epochs between
     validations; the last epoch is always validated. configuration: plain values that a resumed training must share.
@@ -210,6 +219,8 @@ class TrainingState:
         configuration: Mapping[str, Any],
         write: bool = True,
     ):
+        if val_interval < 1:
+            raise ValueError(f"val_interval must be at least 1, got {val_interval}")
         self.directory = Path(directory)
         self.validator = validator
         self.val_interval = val_interval
@@ -294,13 +305,22 @@ class TrainingState:
         trainer.segmenter.load_state_dict(saved["network"])
         trainer.average.module.load_state_dict(saved["ema"])
         trainer.average.n_averaged.fill_(saved["ema_updates"])
-        trainer.optimizer.load_state_dict(saved["optimizer"])
-        lambdas = [None] * len(trainer.optimizer.param_groups)  # functions are not saved; LambdaLR keeps its own
-        trainer.schedule.load_state_dict({**saved["schedule"], "lr_lambdas": lambdas})
+        self._resume_optimizer(saved)
         torch.set_rng_state(saved["rng"].cpu())
         self.best_ap, self.run_id = saved["best_ap"], saved["run_id"]
         trainer.state.epoch = saved["epoch"]
         trainer.state.iteration = saved["epoch"] * trainer.state.epoch_length
+
+    def _resume_optimizer(self, saved: Mapping[str, Any]) -> None:
+        """Moments and place in the schedule go on; learning rate and weight decay are those given now."""
+        optimizer, schedule = self.trainer.optimizer, self.trainer.schedule
+        given = [{key: group[key] for key in ("initial_lr", "weight_decay")} for group in optimizer.param_groups]
+        optimizer.load_state_dict(saved["optimizer"])
+        lambdas = [None] * len(given)  # functions are not saved; LambdaLR keeps its own
+        rates = [group["initial_lr"] for group in given]
+        schedule.load_state_dict({**saved["schedule"], "lr_lambdas": lambdas, "base_lrs": rates})
+        for group, own, factor in zip(optimizer.param_groups, given, schedule.lr_lambdas, strict=True):
+            group.update(own, lr=own["initial_lr"] * factor(schedule.last_epoch))
 
 
 def bar_interval() -> float:
@@ -308,8 +328,8 @@ def bar_interval() -> float:
     return 0.2 if sys.stderr.isatty() else 30.0
 
 
-def progress_bar(engine: Engine) -> None:
-    """Attach a progress bar over all epochs, with the latest loss and validation AP; lines where there is no terminal."""
+def progress_bar(engine: Any) -> tqdm:
+    """A progress bar over all steps, with the epoch and the latest loss, seldom drawn in a file; to be closed."""
     bar = tqdm(desc="training", unit="step", mininterval=bar_interval())
 
     def started() -> None:
@@ -322,7 +342,7 @@ def progress_bar(engine: Engine) -> None:
 
     engine.add_event_handler(Events.STARTED, started)
     engine.add_event_handler(Events.ITERATION_COMPLETED, advance)
-    engine.add_event_handler(Events.COMPLETED, bar.close)
+    return bar
 
 
 def joined(*steps: Compose) -> Compose:

@@ -13,6 +13,16 @@ from torch import Tensor, nn
 
 from .segmenter import Segmenter, resize_positions
 
+# preset: timm model
+BACKBONES = {
+    "small": "vit_small_patch16_dinov3",
+    "base": "vit_base_patch16_dinov3",
+    "small_dinov2": "vit_small_patch14_reg4_dinov2",
+    "base_dinov2": "vit_base_patch14_reg4_dinov2",
+    "small_dinov2_noreg": "vit_small_patch14_dinov2",
+    "base_dinov2_noreg": "vit_base_patch14_dinov2",
+}
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read, written, or does not fit the network."""
@@ -57,7 +67,7 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
         state = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message advises to switch the protection off
         raise CheckpointError(
-            f"{path}: not a checkpoint of tensors and plain values; other files are refused, for reading them can run code"
+            f"{path}: not a checkpoint of tensors and plain values; others are refused: reading them can run code"
         ) from error
     except Exception as error:
         raise CheckpointError(
@@ -118,7 +128,7 @@ def load_backbone(network: Segmenter, source: str | Path | Mapping[str, Tensor])
     own = {name: value for name, value in every.items() if not name.startswith(("decoder.", "encoder.policy."))}
     if not network.reg_token.numel():
         given.setdefault("reg_token", own["reg_token"])
-    if isinstance(given.get("pos_embed"), Tensor) and "pos_embed" in own:
+    if "pos_embed" in own and all(isinstance(given.get(name), Tensor) for name in ("pos_embed", "cls_token")):
         given |= _fit_positions(given, math.isqrt(own["pos_embed"].shape[1]))
     problems = mismatches(own, given)
     if problems:
@@ -130,16 +140,6 @@ def load_backbone(network: Segmenter, source: str | Path | Mapping[str, Tensor])
         )
     network.load_state_dict(given, strict=False)
     return [name for name in every if name not in given]
-
-
-BACKBONES = {
-    "small": "vit_small_patch16_dinov3",
-    "base": "vit_base_patch16_dinov3",
-    "small_dinov2": "vit_small_patch14_reg4_dinov2",
-    "base_dinov2": "vit_base_patch14_reg4_dinov2",
-    "small_dinov2_noreg": "vit_small_patch14_dinov2",
-    "base_dinov2_noreg": "vit_base_patch14_dinov2",
-}
 
 
 def _read_backbone(path: Path) -> Mapping[str, Tensor]:
@@ -172,14 +172,14 @@ def _fit_positions(given: Mapping[str, Tensor], side: int) -> dict[str, Tensor]:
 
     Ours has none for the class token: it is a constant that belongs to the token itself.
     """
-    table = given["pos_embed"]
-    if table.ndim != 3 or math.isqrt(table.shape[1]) ** 2 == table.shape[1] or "cls_token" not in given:
-        return {"pos_embed": _resized(table, side)}
-    return {"pos_embed": _resized(table[:, 1:], side), "cls_token": given["cls_token"] + table[:, :1]}
+    table, fitted = given["pos_embed"], {}
+    if table.ndim == 3 and _is_square(table.shape[1] - 1):
+        fitted["cls_token"] = given["cls_token"] + table[:, :1]
+        table = table[:, 1:]
+    if table.ndim == 3 and _is_square(table.shape[1]):
+        fitted["pos_embed"] = resize_positions(table.float(), (side, side))
+    return fitted
 
 
-def _resized(table: Tensor, side: int) -> Tensor:
-    """Left as it is where it is no square grid; the comparison of shapes says so."""
-    if table.ndim != 3 or math.isqrt(table.shape[1]) ** 2 != table.shape[1]:
-        return table
-    return resize_positions(table.float(), (side, side))
+def _is_square(count: int) -> bool:
+    return count > 0 and math.isqrt(count) ** 2 == count

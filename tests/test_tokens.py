@@ -101,7 +101,7 @@ def test_order_of_the_kept_does_not_matter() -> None:
         route = Route(each, None)
         active = gather(full, route)
         results.append(restore(active._replace(x=attention(active.x, active.x)), full, route).x)
-    assert torch.allclose(*results, atol=1e-6)
+    assert torch.allclose(results[0], results[1], atol=1e-6)
 
 
 @pytest.mark.parametrize(("pool", "expected"), [(4096, [2867, 2003, 1402]), (1024, [715, 499, 346])])

@@ -35,6 +35,8 @@ def make_phantom(size: int | tuple[int, int] = 512, seed: int = 0) -> Phantom:
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < _SMALLEST_SIDE:
         raise ValueError(f"size must be at least {_SMALLEST_SIDE} pixels, got {size}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
     eye, look, lesions, noise = (np.random.default_rng([seed, stream]) for stream in range(4))
     anatomy = random_anatomy(eye)
     canvas = make_canvas(height, width, eye)

@@ -119,7 +119,7 @@ def _draw_capsules(
 
 def absorb(image: np.ndarray, canvas: Canvas, layers: dict[str, Layer], rng: np.random.Generator) -> None:
     """Darken the image (H, W, 3) where blood is: more in green and blue, more where it is thicker; reflexes on top."""
-    strength = rng.uniform(0.75, 1.25)
+    strength = rng.uniform(0.85, 1.3)
     fade = 0.8 + 0.25 * canvas.sample(_noise(rng, 9))
     for kind, colour in ((ARTERY, (0.04, 0.33, 0.28)), (VEIN, (0.17, 0.46, 0.36))):
         layer = layers[kind]
@@ -187,6 +187,8 @@ def _add_disc(
     crescent = _sigmoid((r * 1.18 - canvas.distance((anatomy.disc[0] - 0.12 * r, anatomy.disc[1]), stretch)) / edge)
     pale = colour * [rng.uniform(1.02, 1.12), rng.uniform(1.45, 1.85), rng.uniform(1.5, 2.4)]
     bright = pale * [rng.uniform(1.0, 1.06), rng.uniform(1.15, 1.4), rng.uniform(1.5, 2.5)]
+    for shade, share in ((pale, 0.6), (bright, 0.8)):
+        shade[2] = min(shade[2], share * shade[1])  # never pink
     weight_crescent = rng.choice([0.0, 0.0, 0.35]) * crescent
     for channel in range(3):
         plane = image[..., channel]
@@ -238,9 +240,9 @@ def _add_blot(
 def photograph(image: np.ndarray, canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     """Blur, the round field stop, sensor noise: (H, W, 3) uint8."""
     blur = rng.uniform(0.0012, 0.0026) * canvas.radius
-    stop = _sigmoid((1 - canvas.distance((0, 0))) / 0.0035)
+    stop = _sigmoid((0.997 - canvas.distance((0, 0))) / 0.0022)  # soft, and dark where the mask ends
     haze = rng.uniform(0.0, 0.1) * np.clip(canvas.distance((0, 0)) - 0.75, 0, 0.25) * 4
-    level = rng.uniform(1.5, 3.5)
+    level = rng.uniform(1.0, 2.6)
     for channel in range(3):
         plane = ndimage.gaussian_filter(image[..., channel], blur) * (1 - haze) + 90 * haze
         grain = rng.standard_normal(canvas.shape, np.float32)

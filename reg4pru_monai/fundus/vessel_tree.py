@@ -15,6 +15,7 @@ ARTERY, VEIN = "artery", "vein"
 SMALLEST_RADIUS = 0.0023
 _STEP = 0.012
 _REACH = 1.06  # vessels are grown to just outside the field of view
+_SHORTEST = 5  # points; stumps that are stopped earlier are left out
 _CELL = 0.01
 _AVASCULAR = 0.09  # around the fovea
 
@@ -77,7 +78,7 @@ def grow_vessels(anatomy: Anatomy, rng: np.random.Generator) -> list[Vessel]:
     while queue:
         _, _, bud = heapq.heappop(queue)
         points, blocked = _grow(bud, anatomy, occupied[bud.kind], vessels, rng)
-        if len(points) < 2:
+        if blocked and len(points) < _SHORTEST:
             continue
         index = len(vessels)
         vessels.append(Vessel(bud.kind, np.array(points), bud.radius, bud.parent))
@@ -97,7 +98,7 @@ def _trunks(anatomy: Anatomy, rng: np.random.Generator) -> Iterator[_Bud]:
         for sign in (1, -1):
             for course, angle, share in (("arcade", 1.75, 1.0), ("nasal", 0.85, 0.72)):
                 heading = -sign * (angle + spread * (1 if course == "arcade" else -1) + rng.normal(0, 0.12))
-                start = (x + rng.normal(0.015, 0.012), y - sign * rng.uniform(0.01, 0.035))
+                start = (x + rng.normal(0.015, 0.012), y - sign * rng.uniform(0.0, 0.012))
                 yield _Bud(kind, start, heading, radius * share * scale * rng.uniform(0.9, 1.1), course, sign, None)
         for _ in range(rng.integers(2, 5)):
             sign = rng.choice((1, -1))

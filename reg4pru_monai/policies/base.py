@@ -91,7 +91,7 @@ class Policy(nn.Module):
     def loss(self, trace: Trace, label: Tensor, progress: float) -> dict[str, Tensor]:
         """The policy's own loss terms, already weighted.
 
-        label: (B, 1, H, W) float, 1 vessel, 0 background, negative ignored. progress: share of the training done, 0 to 1.
+        label: (B, 1, H, W) float, 1 vessel, 0 background, negative ignored. progress: share of the training done.
         """
         return {}
 

@@ -1,4 +1,4 @@
-"""DynamicViT (Rao et al., NeurIPS 2021): soft masks while training, removal of the lowest-scoring tokens at inference."""
+"""DynamicViT (Rao et al., NeurIPS 2021): soft masks while training, the lowest-scoring tokens removed at inference."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,10 @@ def selector(dim: int, keep_logit: float) -> nn.Sequential:
     net = nn.Sequential(
         nn.LayerNorm(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim // 4), nn.GELU(), nn.Linear(dim // 4, 2)
     )
+    last = net[-1]
+    assert isinstance(last, nn.Linear)
     with torch.no_grad():
-        net[-1].bias.copy_(torch.tensor([keep_logit / 2, -keep_logit / 2]))
+        last.bias.copy_(torch.tensor([keep_logit / 2, -keep_logit / 2]))
     return net
 
 

@@ -1,0 +1,98 @@
+"""Segment photographs with a trained checkpoint from Python; the folder command is the bundle's inference.yaml."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose
+
+from .bundle import trained
+from .evaluation import predict
+from .fundus.io import read_image
+from .segmenter import Segmenter, build_segmenter
+from .training import select_device
+from .transforms import preprocessing
+from .weights import load_network
+from .windows import FundusWindowInferer
+
+CHECKPOINT = Path(__file__).resolve().parents[1] / "bundles" / "fundus_vessel_segmentation" / "models" / "model.pt"
+ARCHITECTURE = ("preset", "policy", "decoder", "keep_rate", "stages", "reactivate")
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """probability: (H, W) float32 in [0, 1], the photograph's own pixels, 0 outside the field of view."""
+
+    probability: np.ndarray
+
+    def mask(self, threshold: float = 0.5) -> np.ndarray:
+        """Vessels, (H, W) bool. threshold: in (0, 1)."""
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold must be in (0, 1), got {threshold}")
+        return self.probability >= threshold
+
+
+class Pipeline:
+    """Photograph in, vessel probability out, by the same steps as the bundle. Made by :func:`load_pipeline`."""
+
+    def __init__(
+        self, network: Segmenter, preprocessing: Compose, inferer: FundusWindowInferer, device: torch.device
+    ) -> None:
+        self.network = network.to(device).eval()
+        self.preprocessing = preprocessing
+        self.inferer = inferer
+        self.device = device
+
+    def __call__(self, photograph: str | Path | np.ndarray) -> Segmentation:
+        """Segment one photograph.
+
+        photograph: path of an image file, or (H, W, 3) RGB, uint8 or float in [0, 1].
+        Raises FundusReadError for a file, and ValueError for an array, that is no such image.
+        """
+        item = self.prepare(photograph)
+        found = predict(self.network, item, self.preprocessing, self.inferer, self.device)
+        return Segmentation(found.probability[0].numpy())
+
+    def prepare(self, photograph: str | Path | np.ndarray) -> dict[str, MetaTensor]:
+        """What the network sees: image (3, h, w) and fov (1, h, w) at canonical scale, float32."""
+        pixels = photograph if isinstance(photograph, np.ndarray) else read_image(photograph)
+        return Compose(self.preprocessing.transforms[1:])({"image": _planes(pixels)})  # all but the reading
+
+
+def load_pipeline(
+    checkpoint: str | Path = CHECKPOINT,
+    device: str = "auto",
+    keep_rate: float | list[float] | None = None,
+    window_size: int | None = 256,
+) -> Pipeline:
+    """Load a trained network with the preprocessing it was trained with.
+
+    checkpoint: file written by a training; default: the one of the bundle. device: "auto", "cpu", "cuda:0". keep_rate:
+    share of the tokens kept at each stage, 1.0 prunes nothing; default: as trained. window_size: px at canonical scale,
+    None for the whole image at once. Raises CheckpointError.
+    """
+    where = select_device(device)
+    settings = trained(str(checkpoint))
+    network = build_segmenter(**{key: settings[key] for key in ARCHITECTURE})
+    load_network(network, checkpoint)
+    if keep_rate is not None:
+        network = network.with_keep_rate(keep_rate)
+    steps = preprocessing(settings["diameter"], with_label=False, normalization=settings["normalization"])
+    return Pipeline(network, steps, FundusWindowInferer(window_size), where)
+
+
+def _planes(pixels: np.ndarray) -> MetaTensor:
+    """(H, W, 3) uint8 or float in [0, 1] -> (3, H, W) float32 in [0, 1]."""
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"photograph must be (H, W, 3) RGB, got shape {pixels.shape}")
+    if pixels.dtype == np.uint8:
+        pixels = pixels / np.float32(255)
+    elif pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise ValueError(f"photograph must be uint8, or float in [0, 1], got {_extent(pixels)}; scale it first")
+    return MetaTensor(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)))
+
+
+def _extent(pixels: np.ndarray) -> str:
+    return f"{pixels.dtype} from {pixels.min()} to {pixels.max()}"
