@@ -19,8 +19,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
 	$(BIN)/python -m monai.bundle run training --config_file $(BUNDLE)/configs/train.yaml --output_dir $(DEMO)/training \
-		--diameter 320 --crop_size 128 --crops_per_image 4 --max_epochs 10 --val_interval 5 --learning_rate 3.0e-3 \
-		--window_size 160 --phantoms '{train: 24, test: 6, size: 384, seed: 0}'
+		--diameter 448 --crop_size 128 --crops_per_image 4 --max_epochs 16 --val_interval 8 --learning_rate 4.0e-3 \
+		--window_size 160 --phantoms '{train: 24, test: 6, size: 448, seed: 0}'
 	$(BIN)/reg4pru phantoms $(DEMO)/photographs
 	$(BIN)/python -m monai.bundle run --config_file $(BUNDLE)/configs/inference.yaml --dataset_dir $(DEMO)/photographs \
 		--output_dir $(DEMO)/segmented --checkpoint $(DEMO)/training/checkpoints/best.pt
@@ -32,7 +32,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 clean:
 	rm -rf $(VENV) runs

@@ -81,7 +81,8 @@ def check_keys(name: str) -> None:
     merged = configuration()
     if not merged:
         return
-    known = ConfigParser.load_config_file(str(Path(root()) / "configs" / name))
+    steps: dict[str, Any] = {"initialize": None, "run": None, "finalize": None}  # MONAI's own
+    known = steps | ConfigParser.load_config_file(str(Path(root()) / "configs" / name))
     for path in _unknown(merged, known):
         parent = known
         for part in path[:-1]:

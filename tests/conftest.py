@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -12,3 +13,28 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real photographs not found: {folder} is absent")
     return folder
+
+
+@pytest.fixture(scope="session")
+def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a finished training on phantoms, started in another folder than the project's, with MLflow."""
+    from runs import run
+
+    before, folder = Path.cwd(), tmp_path_factory.mktemp("elsewhere")
+    uri = os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.chdir(folder)
+    try:
+        run("train", tracking_uri=None)
+    finally:
+        os.chdir(before)
+        if uri:
+            os.environ["MLFLOW_TRACKING_URI"] = uri
+    return folder / "runs" / "training"
+
+
+@pytest.fixture(scope="session")
+def phantom_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four phantoms to train on, two to test on, not square. Not to be changed: copy it."""
+    from reg4pru_monai.fundus.phantom import write_phantoms
+
+    return write_phantoms(tmp_path_factory.mktemp("data") / "phantoms", train=4, test=2, size=(112, 128), seed=0)

@@ -92,7 +92,7 @@ def test_threshold_must_be_a_probability(threshold: float) -> None:
 def test_wrong_photographs_are_named(pipeline: Pipeline, phantom: Phantom, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"must be \(H, W, 3\) RGB, got shape \(150, 190\)"):
         pipeline(phantom.image[..., 0])
-    with pytest.raises(ValueError, match=r"float in \[0, 1\], got float64 from 0.0 to 25"):
+    with pytest.raises(ValueError, match=r"float in \[0, 1\], got float64 from "):
         pipeline(phantom.image.astype(float))
     with pytest.raises(ValueError, match="got int64"):
         pipeline(phantom.image.astype(np.int64))

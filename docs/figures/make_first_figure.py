@@ -21,7 +21,7 @@ PIXELS = 500  # per side of a panel
 
 
 def levels(pipeline: Pipeline, photograph: Path) -> np.ndarray:
-    """How far each patch went: (h, w) in [0, 1], 1 for all blocks; from the windows that also give the mask."""
+    """Share of the stages that each patch passed: (h, w) in [0, 1]; in windows as large as those of the mask."""
     item = pipeline.prepare(photograph)
     patch = pipeline.network.patch_embed.patch
 
@@ -58,10 +58,10 @@ def main() -> None:
         "kept tokens: the darker, the earlier dropped": token_map(picture, levels(pipeline, arguments.photograph)),
         "vessel mask": (np.repeat(mask[..., None], 3, axis=2).clip(0, 1) * 255).astype(np.uint8),
     }
-    figure = Figure(figsize=(3 * PIXELS / 100, PIXELS / 100 + 0.1), layout="constrained")
+    figure = Figure(figsize=(3 * PIXELS / 100, PIXELS / 100 + 0.3), layout="constrained")
     for axes, (title, panel) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         axes.imshow(panel, interpolation="none")
-        axes.set_title(title, fontsize=12)
+        axes.set_title(title, fontsize=12, pad=4)
         axes.set_axis_off()
     figure.savefig(arguments.output, dpi=100, pil_kwargs={"quality": 85})
 

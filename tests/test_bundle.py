@@ -1,0 +1,358 @@
+"""Every configuration file is run; every mistake a user can make ends readably."""
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import monai.bundle
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from PIL import Image
+from runs import BUNDLE, TINY, arguments, command, config, failure, run, settings, undisturbed, workflow
+
+import reg4pru_monai
+from reg4pru_monai.bundle import ConfigurationError, flag, root_cause
+from reg4pru_monai.evaluation import predict
+from reg4pru_monai.fundus.io import read_mask
+from reg4pru_monai.inference import load_pipeline
+from reg4pru_monai.tracking import read_journal
+from reg4pru_monai.tracking_store import calm, sqlite_uri
+from reg4pru_monai.weights import load_checkpoint
+
+METADATA = BUNDLE / "configs" / "metadata.json"
+SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
+
+
+# --- the commands
+
+
+def test_training_without_a_data_set_runs_on_phantoms(training: Path) -> None:
+    written = {path.relative_to(training).as_posix() for path in training.rglob("*") if path.is_file()}
+    names = ("checkpoints/best.pt", "checkpoints/last.pt", "metrics.json", "per_image.csv", "precision_recall.png")
+    pictures = ("overlays/phantom_004.jpg", "overlays/phantom_005.jpg")
+    assert written == {*names, *pictures, "configuration.yaml", "journal.jsonl"}
+    assert {path.name for path in training.parent.iterdir()} >= {"training", "phantoms-4-2-112-0", "mlflow.db"}
+    result = json.loads((training / "metrics.json").read_text())
+    assert 0 < result["pruned/ap"] < 1
+    assert result["pruned/gflops"] < result["dense/gflops"]
+    assert result["pruned/peak_memory_mib"] > 0
+
+
+def test_the_mlflow_run_of_a_training_is_complete(training: Path) -> None:
+    with calm():
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(tracking_uri=sqlite_uri(training.parent / "mlflow.db"))
+        (found,) = client.search_runs([client.get_experiment_by_name("fundus_vessels").experiment_id])
+        artifacts = [item.path for item in client.list_artifacts(found.info.run_id)]
+        losses = client.get_metric_history(found.info.run_id, "train/loss")
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name.startswith("reg4pru-skip-tiny-2")
+    given = {"policy": "reg4pru", "keep_rate": "0.7", "preset": "tiny", "decoder": "skip", "seed": "42"}
+    assert given.items() <= found.data.params.items()
+    assert len(found.data.params["dataset_digest"]) == 16
+    assert found.data.tags["git.revision"]
+    assert [metric.step for metric in losses] == [1, 2]
+    measured = [f"test/{v}/{m}" for v in ("dense", "pruned") for m in ("ap", "images_per_second", "gflops")]
+    peaks = ["test/dense/peak_memory_mib", "test/pruned/peak_memory_mib"]
+    assert {"train/segmentation", "validation/ap", "validation/dice", *measured, *peaks} <= found.data.metrics.keys()
+    assert len(found.data.metrics) < 40
+    assert {"configuration.yaml", "precision_recall.png", "metrics.json", "overlays"} <= set(artifacts)
+
+
+def test_evaluating_the_best_weights_repeats_the_result_of_the_training(
+    training: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = training.parent / "phantoms-4-2-112-0"
+    run("evaluate", dataset_dir=str(data), checkpoint=str(training / "checkpoints" / "best.pt"), run_id="evaluating")
+    earlier = json.loads((training / "metrics.json").read_text())
+    now = json.loads((tmp_path / "runs" / "evaluation" / "metrics.json").read_text())
+    timed = {name for name in now if any(word in name for word in ("second", "speed", "efficiency", "memory"))}
+    assert now.keys() == earlier.keys()
+    assert {n: now[n] for n in now.keys() - timed} == pytest.approx({n: earlier[n] for n in now.keys() - timed})
+
+
+def test_inference_writes_what_the_network_predicts_at_the_size_of_each_photograph(
+    training: Path, phantom_set: Path, tmp_path: Path
+) -> None:
+    folder, best = tmp_path / "photographs", str(training / "checkpoints" / "best.pt")
+    shutil.copytree(phantom_set / "images", folder)
+    Image.open(phantom_set / "images" / "phantom_000.png").resize((90, 140)).save(folder / "tall.jpg", quality=95)
+    run("inference", dataset_dir=str(folder), checkpoint=best, output_dir=str(tmp_path / "out"), threshold=0.1)
+    segment = load_pipeline(best, window_size=TINY["window_size"])
+    for path in folder.iterdir():
+        mask = read_mask(tmp_path / "out" / "masks" / f"{path.stem}.png")
+        assert mask.shape == Image.open(path).size[::-1]
+        assert np.array_equal(mask, segment(path).probability >= 0.1)
+        assert Image.open(tmp_path / "out" / "overlays" / f"{path.stem}.jpg").size == Image.open(path).size
+
+
+def test_two_processes_end_with_equal_weights_and_only_one_writes(tmp_path: Path) -> None:
+    overlay = tmp_path / "rank.yaml"
+    save = "$torch.save(@network.state_dict(), f'rank{torch.distributed.get_rank()}.pt')"
+    overlay.write_text(yaml.safe_dump({"+training": [save]}))
+    files = f"['{config('train')}','{config('multi_gpu_train')}','{overlay}']"
+    values = settings("train", output_dir="runs/parallel", max_epochs=1)
+    del values["device"]  # the overlay chooses it
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run")
+    done = command(*launch, "training", "--config_file", files, *arguments(values), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    saved = load_checkpoint(tmp_path / "runs" / "parallel" / "checkpoints" / "last.pt")
+    assert all(torch.equal(first[name], saved["network"][name]) for name in first)
+    journal = read_journal(tmp_path / "runs" / "parallel")
+    assert len({record["run"] for record in journal}) == 1
+    assert journal[-1]["status"] == "FINISHED"
+
+
+def test_run_is_an_alias_of_training() -> None:
+    workflow_ = workflow("train", output_dir="unused")
+    workflow_.parser.parse()
+    assert workflow_.parser["run"] == workflow_.parser["training"]
+
+
+# --- the bundle as MONAI sees it
+
+
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_check_properties_finds_nothing_missing(name: str, phantom_set: Path, tmp_path: Path) -> None:
+    found = workflow(name, dataset_dir=str(phantom_set), output_dir=str(tmp_path / "out"))
+    with undisturbed():
+        found.initialize()
+        assert found.check_properties() == []
+
+
+def test_bundle_root_is_beside_the_configuration_wherever_the_command_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phantom_set: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = workflow("inference", dataset_dir=str(phantom_set))
+    with undisturbed():
+        found.initialize()
+    assert found.parser.get_parsed_content("bundle_root") == str(BUNDLE)
+    assert found.parser.get_parsed_content("checkpoint") == str(BUNDLE / "models" / "model.pt")
+
+
+def test_metadata_is_valid_and_true() -> None:
+    metadata = json.loads(METADATA.read_text())
+    jsonschema.validate(metadata, json.loads(SCHEMA.read_text()))
+    monai.bundle.verify_metadata(meta_file=str(METADATA), filepath=str(SCHEMA))
+    assert metadata["version"] == reg4pru_monai.__version__
+    assert metadata["version"] in metadata["changelog"]
+    assert SCHEMA.name in metadata["schema"]
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    packages = {"torch": metadata["pytorch_version"], "monai": metadata["monai_version"]}
+    packages |= {"numpy": metadata["numpy_version"]} | metadata["required_packages_version"]
+    stated = {name: number for name, number in packages.items() if name in pinned}
+    assert stated == {name: pinned[name].split("+")[0] for name in stated}
+    assert version("monai").split("+")[0] == metadata["monai_version"]
+
+
+def test_verify_net_in_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    known = {"net_id": "network_def", "meta_file": str(METADATA), "config_file": config("inference"), "device": "cpu"}
+    with undisturbed():
+        monai.bundle.verify_net_in_out(**known, any=45, bundle_root=str(BUNDLE))
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(RuntimeError) as caught:
+            monai.bundle.verify_net_in_out(**known)
+        assert "give --bundle_root FOLDER" in str(root_cause(caught.value))
+        monkeypatch.chdir(BUNDLE)
+        monai.bundle.verify_net_in_out(**known, any=64)
+
+
+def test_preprocessing_is_the_same_everywhere(training: Path, phantom_set: Path, tmp_path: Path) -> None:
+    best = str(training / "checkpoints" / "best.pt")
+    image, label = (str(phantom_set / part / "phantom_001.png") for part in ("images", "masks"))
+    chains = [load_pipeline(best).preprocessing]
+    for name, ids in {
+        "train": ("train::preprocessing", "validate::preprocessing", "preprocessing"),
+        "evaluate": ("preprocessing",),
+        "inference": ("preprocessing",),
+    }.items():
+        given = {"dataset_dir": str(phantom_set), "output_dir": str(tmp_path / "out")}
+        found = workflow(name, **given, **({} if name == "train" else {"checkpoint": best}))
+        with undisturbed():
+            found.initialize()
+            chains += [found.parser.get_parsed_content(each) for each in ids]
+    items = [chain({"image": image, "label": label}) for chain in chains]
+    assert len(items) == 6
+    assert items[0]["image"].shape[1:] != (112, 128)
+    for item in items[1:]:
+        assert torch.equal(item["image"].as_tensor(), items[0]["image"].as_tensor())
+        assert torch.equal(item["fov"].as_tensor(), items[0]["fov"].as_tensor())
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"max_epoch": 3}, "unknown key 'max_epoch': did you mean 'max_epochs'?"),
+        ({"train#trainer#clip_nrom": 1}, "unknown key 'train::trainer::clip_nrom': did you mean"),
+        ({"phantoms::trian": 3}, "did you mean 'phantoms::train'?"),
+        ({"policy": "dens"}, "policy must be one of dense"),
+        ({"preset": "huge"}, "preset must be one of tiny"),
+        ({"decoder": "unet"}, "decoder must be one of eomt, skip, got 'unet'"),
+        ({"keep_rate": 0}, "keep_rate must be in (0, 1], got 0.0"),
+        ({"keep_rate": 1.5}, "keep_rate must be in (0, 1], got 1.5"),
+        ({"keep_rate": [0.5, 0.5]}, "keep_rate must be one number or a list of 3"),
+        ({"stages": [3], "reactivate": 2}, "pruning stages must lie before the reactivation block"),
+        ({"device": "cuda:99"}, "device must be auto, cpu or an available GPU"),
+        ({"normalization": "none"}, "normalization must be one of local, global, imagenet"),
+        ({"max_epochs": 0}, "max_epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"crop_size": 0}, "crop_size must be a positive number"),
+        ({"crops_per_image": 0}, "crops_per_image must be a whole number of at least 1, got 0"),
+        ({"val_interval": 0}, "val_interval must be at least 1, got 0"),
+        ({"window_size": 0}, "window_size must be"),
+        ({"window_overlap": 1.0}, "overlap must be in [0, 1), got 1.0"),
+        ({"learning_rate": "1e-3"}, "learning_rate must be a positive number, got '1e-3'"),
+        ({"ema_decay": 1.5}, "ema_decay must be in [0, 1), got 1.5"),
+        ({"resume": "yes"}, "resume must be true or false, got 'yes'"),
+        ({"resume": "true"}, "last.pt: no such checkpoint"),
+        ({"dataset_dir": None, "phantoms": {"train": 4}}, "phantoms must have train, test, size and seed"),
+        ({"dataset_dir": "nowhere"}, "dataset_dir nowhere does not exist"),
+        ({"dataset_dir": 2024}, "dataset_dir 2024 does not exist"),
+        ({"dataset_dir": "."}, "is an empty folder"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(f"{k}={v}" for k, v in value.items()),
+)
+def test_a_wrong_setting_is_named(
+    overrides: dict[str, Any], message: str, phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = failure("train", **{"dataset_dir": str(phantom_set), "output_dir": "new/out", **overrides})
+    assert message in str(error)
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def _without_mask(folder: Path) -> None:
+    (folder / "masks" / "phantom_001.png").unlink()
+
+
+def _black_mask(folder: Path) -> None:
+    Image.new("L", (128, 112)).save(folder / "masks" / "phantom_002.png")
+
+
+def _corrupt_image(folder: Path) -> None:
+    path = folder / "images" / "phantom_003.png"
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def _mask_of_another_size(folder: Path) -> None:
+    Image.new("L", (50, 50), 255).save(folder / "masks" / "phantom_000.png")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_without_mask, "1 image(s) without a mask: "),
+        (_black_mask, "masks/phantom_002.png: the mask has no vessel pixel"),
+        (_corrupt_image, "images/phantom_003.png: cannot be decoded"),
+        (_mask_of_another_size, "but its mask"),
+    ],
+)
+def test_a_damaged_data_set_is_named(
+    damage: Callable[[Path], None], message: str, phantom_set: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(phantom_set, tmp_path / "data"))
+    (folder / "phantoms.json").unlink()
+    damage(folder)
+    error = failure("train", dataset_dir=str(folder), output_dir=str(tmp_path / "out"))
+    assert message in str(error)
+    assert "phantom_00" in str(error)
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(training: Path, phantom_set: Path, tmp_path: Path) -> None:
+    given = {"dataset_dir": str(phantom_set), "output_dir": str(tmp_path / "out")}
+    best = str(training / "checkpoints" / "best.pt")
+    other = failure("inference", **given, checkpoint=best, decoder="eomt")
+    assert "best.pt: checkpoint of another architecture" in str(other)
+    assert "nowhere.pt: no such checkpoint" in str(failure("inference", **given, checkpoint="nowhere.pt"))
+    text = tmp_path / "text.pt"
+    text.write_text("hello")
+    assert "text.pt: not a" in str(failure("evaluate", **given, checkpoint=str(text)))
+    torch.save({"network": {}}, tmp_path / "foreign.pt")
+    error = failure("evaluate", **given, checkpoint=str(tmp_path / "foreign.pt"))
+    assert "foreign.pt: says nothing of its configuration" in str(error)
+
+
+def test_inference_without_photographs_says_what_to_give(training: Path, tmp_path: Path) -> None:
+    error = failure("inference", checkpoint=str(training / "checkpoints" / "best.pt"), output_dir=str(tmp_path))
+    assert str(error) == "inference needs photographs: give --dataset_dir FOLDER"
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"train#dataloader#pin_memory": False}, {"train::trainer::non_blocking": True}, {"amp": "false"}]
+)
+def test_an_argument_of_a_component_can_be_given(overrides: dict[str, Any], phantom_set: Path, tmp_path: Path) -> None:
+    found = workflow("train", dataset_dir=str(phantom_set), output_dir=str(tmp_path), **overrides)
+    with undisturbed():
+        found.initialize()
+        assert not found.parser.get_parsed_content("train::trainer").amp
+
+
+def test_true_and_false_arrive_as_text_from_a_command_line() -> None:
+    assert [flag("resume", value) for value in (True, "true", "True", False, "false")] == [True] * 3 + [False] * 2
+    with pytest.raises(ConfigurationError, match="resume must be true or false, got 1"):
+        flag("resume", 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [({"max_epoch": 3}, "error: unknown key 'max_epoch'"), ({"dataset_dir": "nowhere"}, "error: dataset_dir nowhere")],
+)
+def test_a_mistake_ends_a_command_with_one_line_and_status_1(
+    overrides: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    values = arguments(settings("train", output_dir="out", **overrides))
+    done = command("-m", "monai.bundle", "run", "training", "--config_file", config("train"), *values, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(message)
+    assert "Traceback" not in done.stderr
+    assert "Setting logging properties" in done.stdout + done.stderr
+
+
+def test_the_innermost_error_of_our_own_is_the_cause() -> None:
+    try:
+        try:
+            try:
+                raise OSError("disk")
+            except OSError as error:
+                raise ConfigurationError("readable") from error
+        except ConfigurationError as error:
+            raise RuntimeError("Failed to evaluate ConfigExpression") from error
+    except RuntimeError as error:
+        assert str(root_cause(error)) == "readable"
+    assert str(root_cause(ValueError("alone"))) == "alone"
+
+
+def test_a_server_that_is_down_costs_no_training(
+    phantom_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run("train", dataset_dir=str(phantom_set), output_dir=str(tmp_path / "out"), tracking_uri="http://127.0.0.1:9")
+    journal = read_journal(tmp_path / "out")
+    logged = [record for record in journal if record["kind"] == "metrics"]
+    assert [record["step"] for record in logged] == [1, 2, 0]
+    assert "test/pruned/ap" in logged[-1]["metrics"]
+    assert journal[-1]["status"] == "FINISHED"
+    warned = [record for record in caplog.records if "cannot be used" in record.getMessage()]
+    assert len(warned) == 1
+
+
+def test_predict_is_used_by_the_evaluation_and_the_pipeline_alike(training: Path, phantom_set: Path) -> None:
+    segment = load_pipeline(training / "checkpoints" / "best.pt", device="cpu")
+    path = phantom_set / "images" / "phantom_004.png"
+    item = segment.prepare(path)
+    found = predict(segment.network, item, segment.preprocessing, segment.inferer, segment.device)
+    assert np.array_equal(found.probability[0].numpy(), segment(path).probability)
