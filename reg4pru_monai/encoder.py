@@ -81,12 +81,14 @@ class Encoder(nn.Module):
         window: Window | None = None,
         query_blocks: int = 0,
         collect: bool = False,
+        progress: float = 1.0,
     ) -> tuple[Encoded, EncoderTrace]:
         """Encode.
 
         tokens: N = h*w of ``grid`` (h, w). prefix: (B, P, D) class and register tokens. query: (B, Q, D), joins before
         the last ``query_blocks`` blocks. inside: the tokens to compute at all (field of view), or None for all.
         window: random run of blocks. collect: keep the input of every query block, for deep supervision.
+        progress: share of the training done, handed to the policy.
         """
         batch, count, _ = tokens.x.shape
         if inside is None:
@@ -115,7 +117,7 @@ class Encoder(nn.Module):
                     after = None
                 if i in stage_at:
                     others = prefix.shape[1] + (query.shape[1] if i + 1 == first_query else 0)
-                    decision = self.policy.decide(stage_at[i], gather(store, pool), others)
+                    decision = self.policy.decide(stage_at[i], gather(store, pool), others, progress)
                     stages.append(StageTrace(self.policy.stages[stage_at[i]], pool, decision.score, decision.keep))
                     store = _with_weight(store, pool, decision.weight)
                     pool = pool if decision.before is None else compose(pool, decision.before)

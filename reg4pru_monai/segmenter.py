@@ -48,11 +48,16 @@ class Segmenter(nn.Module):
         """
         return self._run(image, fov, trace=False)[0]
 
-    def forward_with_trace(self, image: Tensor, fov: Tensor | None = None) -> tuple[Tensor, Trace]:
-        """As ``forward``, and what happened on the way, deep supervision included."""
-        return self._run(image, fov, trace=True)
+    def forward_with_trace(
+        self, image: Tensor, fov: Tensor | None = None, progress: float = 1.0
+    ) -> tuple[Tensor, Trace]:
+        """As ``forward``, and what happened on the way, deep supervision included.
 
-    def _run(self, image: Tensor, fov: Tensor | None, trace: bool) -> tuple[Tensor, Trace]:
+        progress: share of the training done, for policies that remove fewer tokens at its start.
+        """
+        return self._run(image, fov, trace=True, progress=progress)
+
+    def _run(self, image: Tensor, fov: Tensor | None, trace: bool, progress: float = 1.0) -> tuple[Tensor, Trace]:
         size = image.shape[-2:]
         image, fov = self._pad(image), None if fov is None else self._pad(fov)
         patch = self.patch_embed.patch
@@ -68,6 +73,7 @@ class Segmenter(nn.Module):
             window=window,
             query_blocks=self.decoder.query_blocks,
             collect=trace and self.decoder.query_blocks > 0,
+            progress=progress,
         )
         states = (*record.states, encoded) if trace else (encoded,)
         *auxiliary, logits = (self._decode(image, state, grid)[..., : size[0], : size[1]] for state in states)

@@ -17,7 +17,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a finished training on phantoms, started in another folder than the project's, with MLflow."""
+    """The output folder of a finished training on phantoms with MLflow, started in another folder."""
     from runs import run
 
     before, folder = Path.cwd(), tmp_path_factory.mktemp("elsewhere")

@@ -30,7 +30,7 @@ def config(name: str) -> str:
 
 
 def settings(name: str, **overrides: Any) -> dict[str, Any]:
-    """TINY as far as the configuration has its keys (a checkpoint knows its diameter), no MLflow, then the overrides."""
+    """TINY as far as the configuration has its keys (a checkpoint has its diameter), no MLflow, and the overrides."""
     known = ConfigParser.load_config_file(config(name))
     ours = {key: value for key, value in TINY.items() if key in known and (key != "diameter" or name == "train")}
     return ours | ({"tracking_uri": "none"} if "tracking_uri" in known else {}) | overrides

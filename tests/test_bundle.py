@@ -15,7 +15,6 @@ import torch
 import yaml
 from conftest import ROOT
 from PIL import Image
-from runs import BUNDLE, TINY, arguments, command, config, failure, run, settings, undisturbed, workflow
 
 import reg4pru_monai
 from reg4pru_monai.bundle import ConfigurationError, flag, root_cause
@@ -25,6 +24,7 @@ from reg4pru_monai.inference import load_pipeline
 from reg4pru_monai.tracking import read_journal
 from reg4pru_monai.tracking_store import calm, sqlite_uri
 from reg4pru_monai.weights import load_checkpoint
+from runs import BUNDLE, TINY, arguments, command, config, failure, run, settings, undisturbed, workflow
 
 METADATA = BUNDLE / "configs" / "metadata.json"
 SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
@@ -324,16 +324,10 @@ def test_a_mistake_ends_a_command_with_one_line_and_status_1(
 
 
 def test_the_innermost_error_of_our_own_is_the_cause() -> None:
-    try:
-        try:
-            try:
-                raise OSError("disk")
-            except OSError as error:
-                raise ConfigurationError("readable") from error
-        except ConfigurationError as error:
-            raise RuntimeError("Failed to evaluate ConfigExpression") from error
-    except RuntimeError as error:
-        assert str(root_cause(error)) == "readable"
+    disk, ours, wrapped = OSError("disk"), ConfigurationError("readable"), RuntimeError("Failed to evaluate")
+    ours.__cause__, wrapped.__cause__ = disk, ours
+    assert root_cause(wrapped) is ours
+    assert root_cause(disk) is disk
     assert str(root_cause(ValueError("alone"))) == "alone"
 
 

@@ -159,7 +159,7 @@ def test_the_prefix_is_not_rotated() -> None:
 class RemovesAfterItsBlock(Policy):
     """A soft weight on the stage's own block only; the first half of the tokens goes on after it."""
 
-    def decide(self, stage: int, tokens: Tokens, others: int) -> Decision:
+    def decide(self, stage: int, tokens: Tokens, others: int, progress: float = 1.0) -> Decision:
         batch, count, _ = tokens.x.shape
         weight = torch.rand(batch, count)
         half = Route(torch.arange(count // 2).expand(batch, -1), None)

@@ -77,8 +77,10 @@ class Policy(nn.Module):
                 raise ValueError(f"keep_rate must be in (0, 1], got {stage.keep} at block {stage.block}")
         self.stages = tuple(Stage(*stage) for stage in stages)
 
-    def decide(self, stage: int, tokens: Tokens, others: int) -> Decision:
+    def decide(self, stage: int, tokens: Tokens, others: int, progress: float = 1.0) -> Decision:
         """Decide at ``self.stages[stage]`` about tokens (B, P, D); ``others`` prefix tokens share their sequence.
+
+        progress: share of the training done, for policies that remove fewer tokens at its start.
 
         ``tokens.weight`` carries what earlier stages decided: bool where a token is padding, float where it is soft.
         """

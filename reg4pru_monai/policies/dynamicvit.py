@@ -43,12 +43,12 @@ class DynamicViT(Policy):
         self.ramp = ramp
         self.selectors = nn.ModuleList(selector(dim, keep_logit) for _ in stages)
 
-    def decide(self, stage: int, tokens: Tokens, others: int) -> Decision:
+    def decide(self, stage: int, tokens: Tokens, others: int, progress: float = 1.0) -> Decision:
         """Soft in training: nothing is removed. Hard at inference: the top-k go on, before the stage's own block."""
         logits = self.selectors[stage](tokens.x).float()  # noise in half precision would be too coarse
         if self.training:
             return self._soft(logits, tokens.weight)
-        score = logits.softmax(-1)[..., 0]
+        score = logits[..., 0] - logits[..., 1]  # ranks as the keep probability does, which saturates into ties
         valid = tokens.weight if tokens.weight is None else tokens.weight > 0
         route = route_top(score, valid, self.stages[stage].keep, others)
         return Decision(None, route, None, score, kept(route, score.shape[1]))

@@ -33,9 +33,9 @@ class Reg4Pru(Policy):
         """The published method: the window over DynamicViT's soft masks."""
         return cls(DynamicViT(dim, stages, **options), route_keep)
 
-    def decide(self, stage: int, tokens: Tokens, others: int) -> Decision:
+    def decide(self, stage: int, tokens: Tokens, others: int, progress: float = 1.0) -> Decision:
         """As the policy below."""
-        return self.base.decide(stage, tokens, others)
+        return self.base.decide(stage, tokens, others, progress)
 
     def sample_window(self, depth: int) -> Window | None:
         """Opens after block l ~ U{2..max(2, min(L/2, L-2))}, closes after block n ~ U{l+1..max(l+1, L-2)}."""

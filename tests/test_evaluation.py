@@ -1,0 +1,153 @@
+import csv
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from networks import small_network
+from PIL import Image
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from reg4pru_monai.evaluation import Evaluation, MaskWriter, Prediction, check_labels, predict
+from reg4pru_monai.fundus.datasets import datalist
+from reg4pru_monai.fundus.fov import detect_fov
+from reg4pru_monai.fundus.io import read_image, read_mask
+from reg4pru_monai.segmenter import Segmenter
+from reg4pru_monai.transforms import preprocessing
+from reg4pru_monai.windows import FundusWindowInferer
+
+CPU = torch.device("cpu")
+STEPS, INFERER = preprocessing(96), FundusWindowInferer(48)
+
+
+@pytest.fixture(scope="module")
+def entries(phantom_set: Path) -> list[dict[str, str]]:
+    return datalist(phantom_set, "test")
+
+
+@pytest.fixture(scope="module")
+def network() -> Segmenter:
+    return small_network(decoder="skip").eval()
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    entries: list[dict[str, str]], network: Segmenter, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, float]]:
+    folder = tmp_path_factory.mktemp("evaluation")
+    return folder, Evaluation(entries, STEPS, INFERER, CPU, folder, overlays=1).run(network)
+
+
+def probabilities(network: Segmenter, entries: list[dict[str, str]]) -> list[np.ndarray]:
+    items = [STEPS(dict(entry)) for entry in entries]
+    return [predict(network, item, STEPS, INFERER, CPU).probability[0].numpy() for item in items]
+
+
+class Bright(torch.nn.Module):
+    """A network whose logit is the green channel, so that its answer is known in every pixel."""
+
+    def forward(self, image: torch.Tensor, fov: torch.Tensor) -> torch.Tensor:
+        return image[:, 1:2]
+
+
+def test_a_prediction_lies_in_the_frame_of_the_photograph(entries: list[dict[str, str]], tmp_path: Path) -> None:
+    """A bright bar near the upper left of an upright photograph is found there, not transposed, turned or scaled."""
+    rows, columns = np.mgrid[:150, :100]
+    disc = (rows - 60) ** 2 + (columns - 50) ** 2 < 40**2
+    bar = (rows >= 35) & (rows < 41) & (columns >= 30) & (columns < 60)
+    pixels = np.where(disc[..., None], np.where(bar, 250, 90)[..., None], 0).astype(np.uint8).repeat(3, axis=2)
+    Image.fromarray(pixels).save(tmp_path / "upright.png")
+    steps = preprocessing(96, with_label=False, normalization="global")
+    item = steps({"image": str(tmp_path / "upright.png")})
+    network: Any = Bright()
+    found = predict(network, item, steps, INFERER, CPU)
+    assert isinstance(found, Prediction)
+    assert found.probability.shape == (1, 150, 100)
+    assert found.probability.dtype == torch.float32
+    assert found.seconds > 0
+    mask, inside = found.probability[0].numpy() >= 0.8, detect_fov(pixels).mask
+    assert 2 * (mask & bar).sum() / (mask.sum() + bar.sum()) > 0.9
+    assert not found.probability[0].numpy()[~inside].any()
+
+
+def test_metrics_are_those_of_scikit_learn_on_the_same_probabilities(
+    evaluated: tuple[Path, dict[str, float]], entries: list[dict[str, str]], network: Segmenter
+) -> None:
+    result = evaluated[1]
+    for name, variant in (("pruned", network), ("dense", network.dense())):
+        found = probabilities(variant, entries)
+        labels = [read_mask(entry["label"]) for entry in entries]
+        inside = [detect_fov(read_image(entry["image"])).mask for entry in entries]
+        score = np.concatenate([p[i] for p, i in zip(found, inside, strict=True)])
+        truth = np.concatenate([label[i] for label, i in zip(labels, inside, strict=True)])
+        whole, every = np.concatenate([p.ravel() for p in found]), np.concatenate([label.ravel() for label in labels])
+        assert result[f"{name}/ap"] == pytest.approx(average_precision_score(truth, score), abs=1e-4)
+        assert result[f"{name}/auc"] == pytest.approx(roc_auc_score(truth, score), abs=1e-4)
+        assert result[f"{name}/full_frame/ap"] == pytest.approx(average_precision_score(every, whole), abs=1e-4)
+        overlap, sizes = ((score >= 0.5) & truth).sum(), (score >= 0.5).sum() + truth.sum()
+        assert result[f"{name}/dice"] == pytest.approx(2 * overlap / sizes, abs=1e-6)
+        assert result[f"{name}/sensitivity"] == pytest.approx(overlap / truth.sum(), abs=1e-6)
+    assert result["pruned/ap"] != result["dense/ap"]
+
+
+def test_speed_and_cost_are_consistent(evaluated: tuple[Path, dict[str, float]]) -> None:
+    result = evaluated[1]
+    assert result["dense/speedup"] == 1
+    assert result["pruned/gflops"] < result["dense/gflops"]
+    ratio = result["dense/gflops"] / result["pruned/gflops"]
+    assert result["efficiency"] == pytest.approx(result["pruned/speedup"] / ratio)
+    assert 0.1 < result["pruned/speedup"] < 10
+    assert min(result["pruned/images_per_second"], result["pruned/peak_memory_mib"]) > 0
+
+
+def test_the_folder_of_an_evaluation_holds_what_was_returned(evaluated: tuple[Path, dict[str, float]]) -> None:
+    folder, result = evaluated
+    assert json.loads((folder / "metrics.json").read_text()) == result
+    with open(folder / "per_image.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    assert {row["variant"] for row in rows} == {"pruned", "dense"}
+    assert [path.name for path in (folder / "overlays").iterdir()] == ["phantom_004.jpg"]
+    assert Image.open(folder / "precision_recall.png").size == (600, 600)
+
+
+def test_keeping_every_token_is_dense(entries: list[dict[str, str]], network: Segmenter, tmp_path: Path) -> None:
+    result = Evaluation(entries[:1], STEPS, INFERER, CPU, tmp_path).run(network.with_keep_rate(1.0))
+    timed = ("images_per_second", "speedup", "gflops", "peak_memory_mib")  # the selectors still compute
+    for name in [name for name in result if name.startswith("pruned/") and not name.endswith(timed)]:
+        assert result[name] == pytest.approx(result[name.replace("pruned", "dense")], abs=1e-6, nan_ok=True), name
+    images = [probabilities(each, entries[:1])[0] for each in (network.with_keep_rate(1.0), network.dense())]
+    assert np.allclose(*images, atol=1e-5)
+
+
+def test_the_mask_writer_keeps_size_and_values(tmp_path: Path) -> None:
+    source = tmp_path / "eye.png"
+    Image.fromarray(np.full((30, 50, 3), 90, np.uint8)).save(source)
+    probability = torch.zeros(1, 30, 50)
+    probability[0, 5:9, 40:45] = 0.6
+    probability[0, 20, 3] = 0.59
+    image = MetaTensor(torch.zeros(3, 30, 50), meta={"filename_or_obj": str(source)})
+    state = SimpleNamespace(batch=[{"name": "eye", "image": image}], output=[{"pred": probability}])
+    MaskWriter(tmp_path / "out", threshold=0.6).write(SimpleNamespace(state=state))
+    written = np.array(Image.open(tmp_path / "out" / "masks" / "eye.png"))
+    assert np.array_equal(written, np.where(probability[0].numpy() >= 0.6, 255, 0))
+    overlay = np.array(Image.open(tmp_path / "out" / "overlays" / "eye.jpg")).astype(int)
+    assert overlay.shape == (30, 50, 3)
+    assert overlay[6, 42, 1] > overlay[6, 42, 0] + 50
+    assert abs(overlay[25, 20] - 90).max() < 10
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -0.5, 2])
+def test_a_threshold_is_a_probability(threshold: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"threshold must be in \(0, 1\), got {threshold}"):
+        MaskWriter(tmp_path, threshold)
+
+
+def test_a_mask_without_vessels_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "black.png")
+    with pytest.raises(ValueError, match=r"black\.png: the mask has no vessel pixel"):
+        check_labels([{"label": str(tmp_path / "black.png")}])
