@@ -23,10 +23,10 @@ from .fundus.datasets import DatasetError, datalist, digest, find_samples
 from .fundus.fov import DEFAULT_DIAMETER
 from .fundus.io import FundusReadError
 from .presets import KEEP_RATE
-from .segmenter import build_segmenter
+from .segmenter import Segmenter, build_segmenter
 from .tracking import SilentTracker, Tracker, TrackingHandler, environment_tags, terminate_as_interrupt
 from .training import TrainingState, VesselTrainer, progress_bar
-from .weights import CheckpointError, load_checkpoint, load_network
+from .weights import CheckpointError, load_backbone, load_checkpoint, load_network
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _unknown(given: Mapping[str, Any], known: Mapping[str, Any], above: tuple[st
         if key not in known:
             if not (key.startswith("_") or key in _parameters(known.get("_target_"))):
                 yield [*above, key]
-        elif isinstance(value, Mapping) and isinstance(there := known[key], Mapping):
+        elif isinstance(value, Mapping) and isinstance(there := known[key], Mapping) and there:
             same = value.get("_target_") == there.get("_target_")
             yield from _unknown(value, there, (*above, key)) if same else ()
 
@@ -210,6 +210,14 @@ def begin(name: str, seed: int | None = None, **network: Any) -> None:
 def start_processes() -> None:
     """Join the processes that torchrun started: NCCL on GPUs, gloo on CPUs."""
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def with_backbone(network: Segmenter, backbone: str | None) -> Segmenter:
+    """The network, with its encoder from the file of a pretrained backbone where one is given."""
+    if backbone is not None:
+        initial = load_backbone(network, backbone)
+        logger.info("backbone %s loaded; %d parameters start from scratch", backbone, len(initial))
+    return network
 
 
 def is_main_process() -> bool:

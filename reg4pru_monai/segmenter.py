@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -137,14 +137,14 @@ def build_segmenter(
     keep_rate: float | list[float] = KEEP_RATE,
     stages: Sequence[int] | None = None,
     reactivate: int | None = None,
-    **policy_options: float,
+    policy_options: Mapping[str, float] | None = None,
 ) -> Segmenter:
     """Build a network.
 
     preset: a name in PRESETS. policy: a name in POLICIES. decoder: "eomt" or "skip". keep_rate: share of the tokens
     kept at each stage, one number or a list. stages: blocks of the pruning stages (default: scaled from 2, 5, 8 of 12).
     reactivate: block before which removed tokens come back (default: the last block). policy_options: arguments of the
-    policy. Raises ValueError for a name that does not exist or numbers that do not fit together.
+    policy, such as route_keep. Raises ValueError for a name that does not exist or numbers that do not fit together.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
@@ -153,7 +153,7 @@ def build_segmenter(
     blocks = [Block(p.dim, p.heads, p.mlp_ratio, p.qkv_bias, p.layer_scale, p.norm_eps) for _ in range(p.depth)]
     encoder = Encoder(
         blocks,
-        build_policy(policy, p.dim, plan, **policy_options),
+        build_policy(policy, p.dim, plan, **(policy_options or {})),
         p.depth - 1 if reactivate is None else reactivate,
         rotary=p.position_grid is None,
         coordinate_scale=p.coordinate_scale,

@@ -16,7 +16,8 @@ def small_network(policy: str = "reg4pru", decoder: str = "eomt", preset: Preset
     """Depth 8: stages at blocks 1, 3, 5; the query joins at block 6; reactivation at block 7. 5 prefix tokens."""
     torch.manual_seed(0)
     with patch.dict(PRESETS, small_test=preset):
-        return build_segmenter("small_test", policy, decoder, **options)
+        built = {name: options.pop(name) for name in ("keep_rate", "stages", "reactivate") if name in options}
+        return build_segmenter("small_test", policy, decoder, **built, policy_options=options)
 
 
 def disc(size: tuple[int, int], center: tuple[float, float], radius: float) -> Tensor:

@@ -256,7 +256,7 @@ def test_stages_scale_with_the_depth() -> None:
 
 def test_options_reach_their_place() -> None:
     network = build_segmenter(
-        "tiny", "reg4pru", "skip", [0.6, 0.5], stages=[2, 4], reactivate=6, route_keep=0.3, ramp=0.4
+        "tiny", "reg4pru", "skip", [0.6, 0.5], [2, 4], reactivate=6, policy_options={"route_keep": 0.3, "ramp": 0.4}
     )
     assert network.encoder.policy.stages == (Stage(2, 0.6), Stage(4, 0.5))
     assert network.encoder.reactivate == 6
