@@ -87,7 +87,8 @@ def check_keys(name: str) -> None:
         parent = known
         for part in path[:-1]:
             parent = parent[part]
-        close = difflib.get_close_matches(path[-1], [str(key) for key in parent], n=1, cutoff=0.4)
+        there = sorted({*map(str, parent), *_parameters(parent.get("_target_"))})
+        close = difflib.get_close_matches(path[-1], there, n=1, cutoff=0.4)
         hint = f"did you mean {'::'.join([*path[:-1], close[0]])!r}?" if close else f"see {name} for those that exist"
         raise ConfigurationError(f"unknown key {'::'.join(path)!r}: {hint}")
 

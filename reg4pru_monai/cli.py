@@ -44,13 +44,28 @@ def summary(
         typer.echo(table(json.loads(path.read_text())))
     except FileNotFoundError:
         raise typer.BadParameter(f"{path} does not exist; give the --output_dir of a finished training") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise typer.BadParameter(f"{path} is no result of a training ({error!r})") from None
     typer.echo(f"\nPictures:  {training / 'overlays'}  {training / 'precision_recall.png'}")
     if segmented:
         typer.echo(f"Segmented: {segmented / 'overlays'}  {segmented / 'masks'}")
     uri = resolve_uri(None, training.parent)
     typer.echo(f"MLflow:    {f'mlflow ui --backend-store-uri {shlex.quote(uri)}' if uri.startswith('sqlite') else uri}")
+
+
+@app.command()
+def release(
+    checkpoint: Annotated[Path, typer.Argument(help="best.pt of a training.")],
+    target: Annotated[Path, typer.Argument(help="File to write, such as models/model.pt of the bundle.")],
+) -> None:
+    """Write the weights of a checkpoint in half precision, to ship them."""
+    from .weights import CheckpointError, write_release
+
+    try:
+        write_release(checkpoint, target)
+    except CheckpointError as error:
+        raise typer.BadParameter(str(error)) from None
+    typer.echo(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,7 +141,8 @@ class Evaluation:
 
     def _write(self, result: Mapping[str, float], metrics: Mapping[str, VesselMetrics]) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        (self.output_dir / "metrics.json").write_text(json.dumps(dict(result), indent=2) + "\n")
+        values = {name: value if math.isfinite(value) else None for name, value in result.items()}
+        (self.output_dir / "metrics.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
         rows = [{"variant": name, **row} for name, metric in metrics.items() for row in metric.per_image()]
         with open(self.output_dir / "per_image.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))

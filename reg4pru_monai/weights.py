@@ -102,6 +102,19 @@ def load_network(network: nn.Module, path: str | Path) -> nn.Module:
     return network
 
 
+def write_release(checkpoint: str | Path, target: str | Path) -> None:
+    """Write the averaged weights of a checkpoint in half precision, with the configuration they need.
+
+    Loads like any checkpoint. Raises CheckpointError.
+    """
+    state = load_checkpoint(checkpoint)
+    weights = state.get("ema") or state.get("network")
+    if weights is None or "configuration" not in state:
+        raise CheckpointError(f"{checkpoint}: holds no weights with a configuration; give best.pt or last.pt")
+    half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    save_checkpoint(target, {"network": half, "configuration": state["configuration"]})
+
+
 def mismatches(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:
     """What keeps a state dict from fitting, a sentence each."""
     problems = [f"{name} is missing" for name in own if name not in given]

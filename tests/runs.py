@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def settings(name: str, **overrides: Any) -> dict[str, Any]:
     """TINY as far as the configuration has its keys (a checkpoint has its diameter), no MLflow, and the overrides."""
     known = ConfigParser.load_config_file(config(name))
     ours = {key: value for key, value in TINY.items() if key in known and (key != "diameter" or name == "train")}
-    return ours | ({"tracking_uri": "none"} if "tracking_uri" in known else {}) | overrides
+    return deepcopy(ours) | ({"tracking_uri": "none"} if "tracking_uri" in known else {}) | overrides
 
 
 @contextmanager

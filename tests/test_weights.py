@@ -25,6 +25,7 @@ from reg4pru_monai.weights import (
     load_network,
     mismatches,
     save_checkpoint,
+    write_release,
 )
 
 EARLIER: dict[str, Any] = {"network": {"a": torch.arange(3.0)}, "epoch": 1}
@@ -357,3 +358,23 @@ def test_safetensors(tmp_path: Path) -> None:
     (tmp_path / "bad.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match=r"bad.safetensors: not a readable checkpoint"):
         load_backbone(network, tmp_path / "bad.safetensors")
+
+
+def test_a_release_is_half_as_large_and_says_nearly_the_same(tmp_path: Path) -> None:
+    network = small_network("dynamicvit", "skip").eval()
+    configuration = {"preset": "tiny"}
+    save_checkpoint(tmp_path / "best.pt", {"network": network.state_dict(), "configuration": configuration})
+    write_release(tmp_path / "best.pt", tmp_path / "model.pt")
+    assert (tmp_path / "model.pt").stat().st_size < 0.7 * (tmp_path / "best.pt").stat().st_size
+    assert load_checkpoint(tmp_path / "model.pt")["configuration"] == configuration
+    again = load_network(small_network("dynamicvit", "skip"), tmp_path / "model.pt").eval()
+    image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(again.dense()(image), network.dense()(image), atol=2e-2, rtol=2e-2)
+
+
+def test_a_release_needs_a_configuration(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "weights.pt", {"network": {"a": torch.zeros(1)}})
+    with pytest.raises(CheckpointError, match=r"weights\.pt: holds no weights with a configuration"):
+        write_release(tmp_path / "weights.pt", tmp_path / "model.pt")
+    assert not (tmp_path / "model.pt").exists()
