@@ -209,7 +209,9 @@ def begin(name: str, seed: int | None = None, **network: Any) -> None:
 
 
 def start_processes() -> None:
-    """Join the processes that torchrun started: NCCL on GPUs, gloo on CPUs."""
+    """Join the processes that torchrun started: NCCL on GPUs, each process on its own, gloo on CPUs."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # metrics are gathered on the current device
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .accounting import compare_speed, count_flops, peak_memory, seconds
+from .files import replacing
 from .fundus.fov import FieldOfView
 from .fundus.io import read_image, read_mask, write_mask
 from .metrics import VesselMetrics
@@ -140,11 +141,11 @@ class Evaluation:
         save_picture(self.output_dir / "overlays" / f"{entry['name']}.jpg", picture)
 
     def _write(self, result: Mapping[str, float], metrics: Mapping[str, VesselMetrics]) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
         values = {name: value if math.isfinite(value) else None for name, value in result.items()}
-        (self.output_dir / "metrics.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+        with replacing(self.output_dir / "metrics.json") as beside:
+            beside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
         rows = [{"variant": name, **row} for name, metric in metrics.items() for row in metric.per_image()]
-        with open(self.output_dir / "per_image.csv", "w", newline="") as file:
+        with replacing(self.output_dir / "per_image.csv") as beside, open(beside, "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -174,7 +175,6 @@ class MaskWriter:
         for entry, output in zip(engine.state.batch, engine.state.output, strict=True):
             mask = output["pred"][0].cpu().numpy() >= self.threshold
             path = self.output_dir / "masks" / f"{entry['name']}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_mask(path, mask)
             image = read_image(entry["image"].meta["filename_or_obj"])
             save_picture(self.output_dir / "overlays" / f"{entry['name']}.jpg", overlay(image, mask))

@@ -328,7 +328,7 @@ class IgnoreOutsideFovd(MapTransform):
         result = dict(data)
         label = plain(data[self.keys[0]])
         inside = plain(data[self.fov_key]).to(label.device) > 0
-        result[self.output_key] = torch.where(inside, (label > 0).float(), -1.0)
+        result[self.output_key] = torch.where(inside, (label >= 0.5).float(), -1.0)
         return result
 
 

@@ -7,6 +7,8 @@ import numpy as np
 from PIL import Image
 from skimage.util import img_as_ubyte
 
+from .files import replacing
+
 FOUND, MISSED, FALSE = (0, 220, 80), (255, 60, 60), (60, 140, 255)
 
 
@@ -42,8 +44,8 @@ def token_map(image: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 def save_picture(path: str | Path, picture: np.ndarray) -> None:
     """Write an (H, W, 3) uint8 picture; the folder is made."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, quality=90)
+    with replacing(path) as beside:
+        Image.fromarray(picture).save(beside, quality=90)
 
 
 def save_curves(
@@ -58,5 +60,5 @@ def save_curves(
         axes.plot(recall, precision, label=f"{name}, AP {average_precision[name]:.3f}")
     axes.set(xlabel="Recall", ylabel="Precision", xlim=(0, 1), ylim=(0, 1), title="Pixels in the field of view")
     axes.legend(loc="lower left")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=120)

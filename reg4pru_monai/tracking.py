@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from .files import replacing
 from .tracking_store import (
     JOURNAL_NAME,
     Record,
@@ -149,8 +150,8 @@ class Tracker:
     def log_text(self, text: str, name: str, folder: str = "") -> Path:
         """Write ``<output_dir>/<name>`` and log it as an artifact; return the path."""
         path = self.output_dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        with replacing(path) as beside:
+            beside.write_text(text, encoding="utf-8")
         self.log_artifact(path, folder)
         return path
 

@@ -57,7 +57,7 @@ def augmentation(crop_size: int, keys: tuple[str, str, str] = ("image", "label",
     """A random crop inside the field of view of a preprocessed image, turned, scaled, recoloured, blurred, noisy.
 
     Returns tensors (C, crop_size, crop_size) under the keys. The crop is taken larger and cut after
-    turning, so that corners hold image and not padding. Raises ValueError.
+    turning, so that corners rarely hold padding. Raises ValueError.
     """
     if crop_size < 1:
         raise ValueError(f"crop_size must be a positive number of pixels, got {crop_size}")
@@ -191,7 +191,8 @@ def _plain(value: Tensor) -> Tensor:
 
 def reseed(seed: int, engine: Engine) -> None:
     """Make every epoch a function of (seed, epoch): a resumed training repeats the uninterrupted one exactly."""
-    value = (seed * 1_000_003 + engine.state.epoch) % 2**31
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    value = (seed * 1_000_003 + engine.state.epoch + rank * 7_919) % 2**31  # each process draws other crops
     random.seed(value)
     np.random.seed(value)  # noqa: NPY002 MONAI's transforms seed themselves from the global state
     torch.manual_seed(value)
@@ -283,7 +284,7 @@ class TrainingState:
         }
 
     def _save_if_best(self, ap: float) -> None:
-        if ap <= self.best_ap:
+        if not ap > self.best_ap:  # nan, where nothing could be measured, is never the best
             return
         self.best_ap = ap
         if self.write:

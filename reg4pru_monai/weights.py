@@ -1,7 +1,6 @@
 """Load and check checkpoints; foreign backbones (timm names) -> ours."""
 
 import math
-import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .files import replacing
 from .segmenter import Segmenter, resize_positions
 
 # preset: timm model
@@ -33,29 +33,14 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
 
     Raises CheckpointError that names the file, for example when the disk is full.
     """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
+        with replacing(path) as beside, open(beside, "wb") as file:
             torch.save(dict(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         raise CheckpointError(
             f"{path}: checkpoint not written ({error}); an earlier one is unharmed. Free some disk space, or give "
             "another folder, and resume."
         ) from error
-    finally:
-        _discard(beside)
-
-
-def _discard(file: Path) -> None:
-    try:
-        file.unlink(missing_ok=True)
-    except OSError:  # the folder itself is not usable, which the caller already says
-        return
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -87,8 +72,8 @@ def load_network(network: nn.Module, path: str | Path) -> nn.Module:
     Raises CheckpointError that names the first parameters that do not fit.
     """
     state = load_checkpoint(path)
-    weights = state.get("ema") or state.get("network") or state
     own = network.state_dict()
+    weights = _policy_names(state.get("ema") or state.get("network") or state, own)
     unused = [name for name in weights if name not in own and str(name).startswith("encoder.policy.")]
     weights = {name: value for name, value in weights.items() if name not in unused}
     problems = mismatches(own, weights)
@@ -100,6 +85,18 @@ def load_network(network: nn.Module, path: str | Path) -> nn.Module:
         )
     network.load_state_dict(weights)
     return network
+
+
+def _policy_names(weights: Mapping[str, Any], own: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    """The weights under the names of the network's policy: random routing keeps the policy below it as ``base``.
+
+    At inference both are the same, so that the weights of one can be evaluated as the other.
+    """
+    policy, routed = "encoder.policy.", "encoder.policy.base."
+    here, there = ((routed, policy), (policy, routed))[any(name.startswith(routed) for name in own)]
+    if any(str(name).startswith(routed) for name in weights) == (there == routed):
+        return weights
+    return {str(name).replace(here, there, 1): value for name, value in weights.items()}
 
 
 def write_release(checkpoint: str | Path, target: str | Path) -> None:

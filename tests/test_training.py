@@ -236,11 +236,11 @@ def begun(**overrides: Any) -> ConfigWorkflow:
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-import runs
-from test_training import begun, kill_at
-from ignite.engine import Events
+from runs import workflow
+from test_training import kill_at
 plan = dict(max_epochs=4, val_interval=2, crops_per_image=2)  # three steps in an epoch
-found = begun(output_dir="runs/out", dataset_dir=sys.argv[2], tracking_uri=None, **plan)
+found = workflow("train", output_dir="runs/out", dataset_dir=sys.argv[2], tracking_uri=None, **plan)
+found.initialize()
 kill_at(found.parser.get_parsed_content("train#trainer"), 8, lambda: os.kill(os.getpid(), signal.SIGKILL))
 found.run()
 """

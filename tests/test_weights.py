@@ -201,7 +201,6 @@ def test_a_checkpoint_of_any_policy_evaluates_dense(tmp_path: Path) -> None:
         ({"preset": replace(SMALL, dim=16)}, r"cls_token is \(1, 1, 32\), expected \(1, 1, 16\).* and \d+ more"),
         ({"decoder": "skip"}, r"decoder\.\S+ is missing"),
         ({"preset": replace(SMALL, depth=4), "stages": [1, 2]}, r"encoder.blocks.4\S+ is not in this network"),
-        ({"policy": "reg4pru"}, r"encoder.policy.base\S+ is missing"),
     ],
 )
 def test_a_checkpoint_of_another_architecture(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -378,3 +377,13 @@ def test_a_release_needs_a_configuration(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"weights\.pt: holds no weights with a configuration"):
         write_release(tmp_path / "weights.pt", tmp_path / "model.pt")
     assert not (tmp_path / "model.pt").exists()
+
+
+def test_random_routing_and_the_policy_below_it_share_their_weights(tmp_path: Path) -> None:
+    image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for trained_as, evaluated_as in (("reg4pru", "dynamicvit"), ("dynamicvit", "reg4pru")):
+        trained = small_network(trained_as).eval()
+        save_checkpoint(tmp_path / "best.pt", {"network": trained.state_dict()})
+        other = load_network(small_network(evaluated_as), tmp_path / "best.pt").eval()
+        with torch.no_grad():
+            assert torch.equal(other(image), trained(image))

@@ -2,13 +2,14 @@
 
 import io
 import os
-import uuid
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 import tifffile
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, PpmImagePlugin
+
+from ..files import replacing
 
 DEFAULT_MAX_PIXELS = 150_000_000
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
@@ -72,13 +73,8 @@ def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
     """Write mask (H, W) bool as an 8-bit PNG of 0 and 255, complete or not at all. Raises ValueError, OSError."""
     if mask.ndim != 2 or mask.dtype != np.bool_:
         raise ValueError(f"mask must be (H, W) bool, got {mask.shape} {mask.dtype}; threshold or squeeze it first")
-    target = Path(path)
-    partial = target.with_name(f".{uuid.uuid4().hex}.partial")
-    try:
-        Image.fromarray(mask.astype(np.uint8) * 255).save(partial, format="PNG")
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as beside:
+        Image.fromarray(mask.astype(np.uint8) * 255).save(beside, format="PNG")
 
 
 def _read_bytes(path: Path) -> bytes:

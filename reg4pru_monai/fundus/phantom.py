@@ -2,13 +2,13 @@
 
 import json
 import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..files import replacing
 from .io import write_mask
 from .layouts import DatasetError, listing
 from .phantom_painting import absorb, add_lesions, background, draw_vessels, make_canvas, photograph
@@ -125,18 +125,10 @@ def _check_ours(folder: Path, parameters: dict[str, object], names: list[str]) -
 
 
 def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as beside:
+        beside.write_text(text + "\n", encoding="utf-8")
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        Image.fromarray(pixels).save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as beside:
+        Image.fromarray(pixels).save(beside, format="PNG")
