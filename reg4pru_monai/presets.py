@@ -1,8 +1,9 @@
 """Named sizes and stage plans: numbers only."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .policies import Stage
+from .policies import Stage, plan
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,13 @@ STAGES = (2, 5, 8)  # of 12 blocks
 KEEP_RATE = 0.7
 
 
-def stage_plan(depth: int, keep_rate: float | list[float] = KEEP_RATE) -> tuple[Stage, ...]:
+def stage_plan(depth: int, keep_rate: float | Sequence[float] = KEEP_RATE) -> tuple[Stage, ...]:
     """Pruning stages at 2/12, 5/12 and 8/12 of the depth.
 
     keep_rate: one number for every stage, or a list of three. Depth 12 gives blocks 2, 5, 8; depth 8 gives 1, 3, 5.
     """
     blocks = sorted({max(1, depth * block // 12) for block in STAGES})
-    rates = [keep_rate] * len(blocks) if isinstance(keep_rate, int | float) else list(keep_rate)
-    if len(rates) != len(blocks):
-        raise ValueError(f"keep_rate must be one number or a list of {len(blocks)}, got {keep_rate}")
-    return tuple(Stage(block, float(rate)) for block, rate in zip(blocks, rates, strict=True))
+    return plan(blocks, keep_rate)
 
 
 def query_blocks(depth: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .blocks import Block, PatchEmbedding, grid_positions
 from .decoder import EomtDecoder, SkipDecoder
 from .encoder import Encoded, Encoder
-from .policies import Policy, Stage, Trace, build_policy
+from .policies import Policy, Trace, build_policy, plan
 from .presets import KEEP_RATE, PRESETS, Preset, query_blocks, stage_plan
 from .tokens import Route, Tokens, route_mask
 
@@ -149,11 +149,11 @@ def build_segmenter(
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     p = PRESETS[preset]
-    plan = stage_plan(p.depth, keep_rate) if stages is None else explicit_plan(stages, keep_rate)
+    chosen = stage_plan(p.depth, keep_rate) if stages is None else plan(stages, keep_rate)
     blocks = [Block(p.dim, p.heads, p.mlp_ratio, p.qkv_bias, p.layer_scale, p.norm_eps) for _ in range(p.depth)]
     encoder = Encoder(
         blocks,
-        build_policy(policy, p.dim, plan, **(policy_options or {})),
+        build_policy(policy, p.dim, chosen, **(policy_options or {})),
         p.depth - 1 if reactivate is None else reactivate,
         rotary=p.position_grid is None,
         coordinate_scale=p.coordinate_scale,
@@ -167,14 +167,6 @@ def build_segmenter(
         p.position_grid,
         p.norm_eps,
     )
-
-
-def explicit_plan(stages: Sequence[int], keep_rate: float | Sequence[float]) -> tuple[Stage, ...]:
-    """Stages at the given blocks, with one keep rate or one for each."""
-    rates = [keep_rate] * len(stages) if isinstance(keep_rate, int | float) else list(keep_rate)
-    if len(rates) != len(stages):
-        raise ValueError(f"keep_rate must be one number or one for each of the stages {list(stages)}, got {keep_rate}")
-    return tuple(Stage(int(block), float(rate)) for block, rate in zip(stages, rates, strict=True))
 
 
 def _build_decoder(name: str, p: Preset) -> EomtDecoder | SkipDecoder:

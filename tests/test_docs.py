@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,9 @@ class Reader:
 
     def mlflow(self, words: list[str], where: str) -> None:
         """The options exist."""
-        from mlflow.cli import cli
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # mlflow, of its own parts
+            from mlflow.cli import cli
 
         found = cli.commands[words[0]]
         found.make_context(words[0], list(words[1:]))

@@ -485,5 +485,5 @@ def test_stages_that_make_no_sense(stages: list[Stage], message: str) -> None:
 def test_keep_rates_per_stage() -> None:
     policy = soft_policy().with_keep_rate([0.9, 0.8])
     assert [stage.keep for stage in policy.stages] == [0.9, 0.8]
-    with pytest.raises(ValueError, match="keep_rate must be one number or one for each of 2 stages, got"):
+    with pytest.raises(ValueError, match="keep_rate must be one number or one for each of 2 stages"):
         policy.with_keep_rate([0.9])

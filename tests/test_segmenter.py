@@ -272,8 +272,8 @@ def test_options_reach_their_place() -> None:
         ({"decoder": "unet"}, "decoder must be one of eomt, skip, got 'unet'"),
         ({"keep_rate": 0.0}, r"keep_rate must be in \(0, 1\], got 0.0"),
         ({"keep_rate": 1.5}, r"keep_rate must be in \(0, 1\], got 1.5"),
-        ({"keep_rate": [0.7, 0.7]}, "keep_rate must be one number or a list of 3, got"),
-        ({"keep_rate": [0.7], "stages": [1, 2]}, "keep_rate must be one number or one for each of the stages"),
+        ({"keep_rate": [0.7, 0.7]}, "keep_rate must be one number or one for each of 3 stages"),
+        ({"keep_rate": [0.7], "stages": [1, 2]}, "keep_rate must be one number or one for each of 2 stages"),
         (
             {"stages": [7]},
             "pruning stages must lie before the reactivation block.* got stages at .7., reactivation at 7",

@@ -6,7 +6,7 @@ A name may carry ``+reg4pru``: random routing over any other policy. ``reg4pru``
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .base import Decision, Policy, Stage, StageTrace, Trace, Window
+from .base import Decision, Policy, Stage, StageTrace, Trace, Window, plan
 from .dense import Dense
 from .dynamicvit import DynamicViT
 from .reg4pru import Reg4Pru
@@ -39,4 +39,4 @@ def build_policy(name: str, dim: int, stages: Sequence[Stage], **options: Any) -
         raise ValueError(f"policy_options do not suit the policy {name}: {error}") from error
 
 
-__all__ = ["POLICIES", "Decision", "Policy", "Stage", "StageTrace", "Trace", "Window", "build_policy"]
+__all__ = ["POLICIES", "Decision", "Policy", "Stage", "StageTrace", "Trace", "Window", "build_policy", "plan"]

@@ -17,6 +17,16 @@ class Stage(NamedTuple):
     keep: float
 
 
+def plan(blocks: Sequence[int], keep_rate: float | Sequence[float]) -> tuple[Stage, ...]:
+    """Stages at the given blocks, with one keep rate for all or one for each. Raises ValueError."""
+    rates = [keep_rate] * len(blocks) if isinstance(keep_rate, int | float) else list(keep_rate)
+    if len(rates) != len(blocks):
+        raise ValueError(
+            f"keep_rate must be one number or one for each of {len(blocks)} stages {list(blocks)}, got {keep_rate}"
+        )
+    return tuple(Stage(int(block), float(rate)) for block, rate in zip(blocks, rates, strict=True))
+
+
 class Window(NamedTuple):
     """A run of blocks [start, end) that only a random share ``keep`` of the tokens passes through."""
 
@@ -99,11 +109,9 @@ class Policy(nn.Module):
 
     def with_keep_rate(self, keep: float | Sequence[float]) -> "Policy":
         """A policy that shares all parameters with this one and keeps another share of tokens at every stage."""
-        rates = [keep] * len(self.stages) if isinstance(keep, int | float) else list(keep)
-        if len(rates) != len(self.stages):
-            raise ValueError(f"keep_rate must be one number or one for each of {len(self.stages)} stages, got {keep}")
+        stages = plan([stage.block for stage in self.stages], keep)
         twin = copy.copy(self)
-        twin.stages = tuple(Stage(stage.block, float(rate)) for stage, rate in zip(self.stages, rates, strict=True))
+        twin.stages = stages
         return twin
 
 
