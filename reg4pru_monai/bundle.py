@@ -296,10 +296,10 @@ def _tracker(output_dir: Path, settings: Mapping[str, Any], run_id: str | None) 
     return tracker
 
 
-def evaluate(evaluation: Evaluation, network: Any, tracker: Tracker) -> dict[str, float]:
-    """Evaluate and track: metrics under ``test/``, pictures, the table per image."""
+def evaluate(evaluation: Evaluation, network: Any, tracker: Tracker, part: str = "test") -> dict[str, float]:
+    """Evaluate and track: metrics under the name of the part, pictures, the table per image."""
     result = evaluation.run(network)
-    tracker.log_metrics({f"test/{name}": value for name, value in headline(result).items()}, step=0)
+    tracker.log_metrics({f"{part}/{name}": value for name, value in headline(result).items()}, step=0)
     folder = Path(evaluation.output_dir)
     for name in ("metrics.json", "per_image.csv", "precision_recall.png"):
         tracker.log_artifact(folder / name)
@@ -344,12 +344,15 @@ def table(result: Mapping[str, float]) -> str:
 
 
 def evaluate_checkpoint(
-    evaluation: Evaluation, network: Any, checkpoint: str, settings: Mapping[str, Any]
+    evaluation: Evaluation, network: Any, checkpoint: str, part: str, settings: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Load a checkpoint, evaluate it, and track it in a run of its own."""
+    """Load a checkpoint, evaluate it on one part of the data, and track it in a run of its own."""
     network = load_network(network, checkpoint)
+    earlier = evaluation.output_dir / "metrics.json"
+    if earlier.exists():
+        raise ConfigurationError(f"{earlier} holds an earlier result: choose another --output_dir")
     with terminate_as_interrupt(), _tracker(evaluation.output_dir, settings, None) as tracker:
-        return evaluate(evaluation, network, tracker)
+        return evaluate(evaluation, network, tracker, part)
 
 
 def run_parameters(data: Any, **values: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import fire
 import matplotlib
 import monai.bundle
@@ -127,7 +128,8 @@ class Reader:
             warnings.simplefilter("ignore")  # mlflow, of its own parts
             from mlflow.cli import cli
 
-        found = cli.commands[words[0]]
+        found = cli.get_command(click.Context(cli), words[0])
+        assert found is not None, f"{where}: mlflow has no command {words[0]!r}"
         found.make_context(words[0], list(words[1:]))
 
     def torchrun(self, words: list[str], where: str) -> None:
