@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import ROOT
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from conftest import ROOT
 from reg4pru_monai.bundle import root_cause
 
 BUNDLE = ROOT / "bundles" / "fundus_vessel_segmentation"

@@ -3,8 +3,8 @@ import time
 
 import pytest
 import torch
-from networks import SMALL, small_network
 
+from networks import SMALL, small_network
 from reg4pru_monai.accounting import Speed, compare_speed, count_flops, peak_memory, seconds, token_share
 from reg4pru_monai.blocks import Block
 from reg4pru_monai.policies import Trace

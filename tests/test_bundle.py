@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
 from PIL import Image
 
 import reg4pru_monai
+from conftest import ROOT
 from reg4pru_monai.bundle import ConfigurationError, flag, root_cause
 from reg4pru_monai.evaluation import predict
 from reg4pru_monai.fundus.io import read_image, read_mask

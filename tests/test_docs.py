@@ -19,13 +19,13 @@ import fire
 import matplotlib
 import monai.bundle
 import pytest
-from conftest import ROOT
 from monai.bundle import ConfigParser, ConfigWorkflow
 from typer.testing import CliRunner
 
+from conftest import ROOT
 from reg4pru_monai import inference
 from reg4pru_monai.cli import app
-from runs import arguments, settings, undisturbed
+from runs import TINY, arguments, settings, undisturbed
 
 PAGES = sorted(
     path
@@ -173,7 +173,7 @@ class Reader:
     def small(self, name: str) -> dict[str, Any]:
         """TINY even where the page gives other values."""
         known = ConfigParser.load_config_file(str(ROOT / f"bundles/fundus_vessel_segmentation/configs/{name}.yaml"))
-        return {key: value for key, value in settings(name).items() if key in known}
+        return {key: value for key, value in settings(name, diameter=TINY["diameter"]).items() if key in known}
 
 
 def test_the_reader_sees_comments_lines_and_values() -> None:

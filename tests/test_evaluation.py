@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from networks import small_network
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from networks import small_network
 from reg4pru_monai.evaluation import Evaluation, MaskWriter, Prediction, check_labels, predict
 from reg4pru_monai.fundus.datasets import datalist
 from reg4pru_monai.fundus.fov import detect_fov

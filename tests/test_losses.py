@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from networks import disc, small_network
 
+from networks import disc, small_network
 from reg4pru_monai.losses import TrainingStep, segmentation_loss
 
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import SMALL, Recorder, disc, small_network
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from networks import SMALL, Recorder, disc, small_network
 from reg4pru_monai.losses import TrainingStep
 from reg4pru_monai.policies import POLICIES, Policy, Stage, Window, build_policy
 from reg4pru_monai.policies.base import Trace, active_targets, kept, masked_mean

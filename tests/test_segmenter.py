@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import SMALL, Recorder, disc, small_network
 
+from networks import SMALL, Recorder, disc, small_network
 from reg4pru_monai.blocks import grid_positions
 from reg4pru_monai.decoder import ChannelNorm, EomtDecoder, SkipDecoder
 from reg4pru_monai.encoder import Encoder

@@ -14,9 +14,9 @@ import torch
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from monai.data import CacheDataset, DataLoader
-from networks import small_network
 from torch import nn
 
+from networks import small_network
 from reg4pru_monai.bundle import readable_errors, root_cause
 from reg4pru_monai.fundus.datasets import datalist
 from reg4pru_monai.losses import TrainingStep

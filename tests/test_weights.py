@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from networks import SMALL, small_network
 from torch import Tensor, nn
 
+from networks import SMALL, small_network
 from reg4pru_monai.presets import PRESETS
 from reg4pru_monai.segmenter import Segmenter, build_segmenter, resize_positions
 from reg4pru_monai.weights import (
