@@ -73,6 +73,14 @@ def configuration() -> dict[str, Any]:
     return {} if workflow is None else {k: v for k, v in workflow.parser.get().items() if k != "_meta_"}
 
 
+def resolved_configuration() -> dict[str, Any]:
+    """As :func:`configuration`, with the values of those expressions that came to a plain value."""
+    workflow = calling_workflow()
+    values = {} if workflow is None else workflow.parser.ref_resolver.resolved_content
+    plain = (str, int, float, bool, type(None))
+    return {k: values[k] if k in values and isinstance(values[k], plain) else v for k, v in configuration().items()}
+
+
 def check_keys(name: str) -> None:
     """Raise ConfigurationError for an override that no component reads, with the nearest key that exists.
 
@@ -148,14 +156,15 @@ def readable_errors() -> None:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The innermost of our own errors along the chain of causes; else the innermost."""
+    """The innermost of our own errors along the chain of causes; else of those a user can mend; else the innermost."""
     chain = [error]
     while (
         cause := chain[-1].__cause__ or (None if chain[-1].__suppress_context__ else chain[-1].__context__)
     ) is not None:
         chain.append(cause)
     own = [e for e in chain if type(e).__module__.startswith("reg4pru_monai")]
-    return own[-1] if own else chain[-1]
+    expected = [e for e in chain if isinstance(e, EXPECTED)]
+    return (own or expected or chain)[-1]
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -251,10 +260,12 @@ def trained(checkpoint: str) -> dict[str, Any]:
 
 
 def photographs(dataset_dir: Any) -> list[dict[str, str]]:
-    """The photographs of a folder; masks, where it has some, are not used."""
+    """One photograph, or those of a folder; masks, where it has some, are not used."""
     if not dataset_dir:
         raise ConfigurationError("inference needs photographs: give --dataset_dir FOLDER")
     folder = str(dataset_dir) if isinstance(dataset_dir, int) else dataset_dir
+    if isinstance(folder, str) and Path(folder).is_file():
+        return [{"image": folder, "name": Path(folder).stem}]
     samples = find_samples(folder, require_labels=False).samples
     return [{"image": str(sample.image), "name": sample.name} for sample in samples]
 
@@ -291,7 +302,7 @@ def _tracker(output_dir: Path, settings: Mapping[str, Any], run_id: str | None) 
     if not is_main_process():
         return SilentTracker(output_dir)
     tracker = Tracker.start(output_dir, tags=environment_tags(), run_id=run_id, **settings)
-    text = yaml.safe_dump(configuration(), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(resolved_configuration(), sort_keys=False, allow_unicode=True)
     tracker.log_text(text, "configuration.yaml")
     return tracker
 
@@ -357,7 +368,8 @@ def evaluate_checkpoint(
 
 def run_parameters(data: Any, **values: Any) -> dict[str, Any]:
     """Parameters of a run: the settings that matter, and what identifies the data."""
-    return {**values, "dataset": _dataset_name(data), "dataset_digest": digest(data)[:16]}
+    revision = environment_tags()["git.revision"]
+    return {**values, "dataset": _dataset_name(data), "dataset_digest": digest(data)[:16], "git_revision": revision}
 
 
 def _dataset_name(data: Any) -> str:

@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Retinal vessel segmentation with a token-pruned vision transformer.", no_args_is_help=True)
+app = typer.Typer(
+    help="Retinal vessel segmentation with a token-pruned vision transformer.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # boxes would break long paths over lines
+)
 
 
 @app.command()

@@ -135,7 +135,7 @@ def build_segmenter(
     policy: str = "reg4pru",
     decoder: str = "skip",
     keep_rate: float | list[float] = KEEP_RATE,
-    stages: Sequence[int] | None = None,
+    stages: int | Sequence[int] | None = None,
     reactivate: int | None = None,
     policy_options: Mapping[str, float] | None = None,
 ) -> Segmenter:
@@ -149,7 +149,10 @@ def build_segmenter(
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     p = PRESETS[preset]
-    chosen = stage_plan(p.depth, keep_rate) if stages is None else plan(stages, keep_rate)
+    if stages is None:
+        chosen = stage_plan(p.depth, keep_rate)
+    else:
+        chosen = plan([stages] if isinstance(stages, int) else stages, keep_rate)
     blocks = [Block(p.dim, p.heads, p.mlp_ratio, p.qkv_bias, p.layer_scale, p.norm_eps) for _ in range(p.depth)]
     encoder = Encoder(
         blocks,

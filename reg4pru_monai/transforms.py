@@ -1,5 +1,6 @@
 """The fundus steps as MONAI dictionary transforms. Arrays are (C, H, W) with rows first."""
 
+import logging
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ from reg4pru_monai.fundus.fov import (
 from reg4pru_monai.fundus.io import DEFAULT_MAX_PIXELS, read_image, read_mask
 
 Data = Mapping[Any, Any]
+
+logger = logging.getLogger(__name__)
 
 NORMALIZATIONS = ("local", "global", "imagenet")
 _SHRINK = 4  # the blurred fields are smooth: they are computed at a quarter of the resolution
@@ -94,6 +97,9 @@ class CanonicalFundusd(InvertibleTransform):
         image = out[self.image_key]
         pixels = np.asarray(image, np.float32)
         fov = detect_fov(pixels.transpose(1, 2, 0))
+        if fov.full_frame:
+            name = image.meta.get("filename_or_obj", "image") if isinstance(image, MetaTensor) else "image"
+            logger.warning("%s: no field of view found, the whole frame is used; check the result", name)
         frame = canonical_frame(fov, self.diameter)
         out[self.image_key] = self._track(frame.forward_image(pixels), image, fov, binary=False)
         out[self.image_key].meta["fov"] = fov.to_dict()

@@ -37,10 +37,8 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
         with replacing(path) as beside, open(beside, "wb") as file:
             torch.save(dict(state), file)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        raise CheckpointError(
-            f"{path}: checkpoint not written ({error}); an earlier one is unharmed. Free some disk space, or give "
-            "another folder, and resume."
-        ) from error
+        kept = "; an earlier one is unharmed. Resume from it when" if Path(path).exists() else ". Start again when"
+        raise CheckpointError(f"{path}: checkpoint not written ({error}){kept} the disk has space.") from error
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:

@@ -360,3 +360,25 @@ def test_predict_is_used_by_the_evaluation_and_the_pipeline_alike(training: Path
     item = segment.prepare(path)
     found = predict(segment.network, item, segment.preprocessing, segment.inferer, segment.device)
     assert np.array_equal(found.probability[0].numpy(), segment(path).probability)
+
+
+def test_one_photograph_is_segmented_as_a_folder_is(training: Path, phantom_set: Path, tmp_path: Path) -> None:
+    photograph = sorted((phantom_set / "images").glob("*.png"))[0]
+    best = str(training / "checkpoints" / "best.pt")
+    run("inference", dataset_dir=str(photograph), checkpoint=best, output_dir=str(tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out" / "masks").iterdir()] == [photograph.name]
+
+
+def test_an_unknown_policy_option_is_named(phantom_set: Path, tmp_path: Path) -> None:
+    given = {"dataset_dir": str(phantom_set), "output_dir": str(tmp_path / "out")}
+    error = failure("train", **given, policy_options={"rampp": 0.3})
+    assert "policy_options do not suit the policy reg4pru: " in str(error)
+    assert "rampp" in str(error)
+    assert isinstance(error, ValueError)
+
+
+def test_the_configuration_in_the_run_is_resolved(training: Path) -> None:
+    settings_ = yaml.safe_load((training / "configuration.yaml").read_text())
+    assert settings_["amp"] is False
+    assert settings_["run_name"] == "reg4pru-skip-tiny"
+    assert settings_["num_workers"] == 0

@@ -15,6 +15,9 @@ DEFAULT_MAX_PIXELS = 150_000_000
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
 
 _ORIENTATION_TAG = 0x0112
+_TIFF_COLOURS = tuple(
+    tifffile.PHOTOMETRIC[name] for name in ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "MASK", "SEPARATED")
+)
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # The plugin classes are opened directly: Image.open() has one pixel limit for the whole process.
 _PILLOW_MAGIC: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
@@ -197,6 +200,9 @@ def _decode_tiff(data: bytes, path: str | os.PathLike[str], max_pixels: int) -> 
 
 def _tiff_colour(pixels: np.ndarray, page: tifffile.TiffPage) -> np.ndarray:
     """Apply a TIFF's palette, ink or inversion: (H, W, 3) uint8 or float32."""
+    coded = page.compression in (tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.OJPEG)  # comes back as RGB
+    if page.photometric not in _TIFF_COLOURS and not (coded and page.photometric == tifffile.PHOTOMETRIC.YCBCR):
+        raise ValueError(f"TIFF colour space {page.photometric} is not read; save it as RGB")
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
         return (np.asarray(page.colormap) >> 8).astype(np.uint8).T[pixels]
     if pixels.dtype == np.bool_:

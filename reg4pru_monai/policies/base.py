@@ -19,6 +19,8 @@ class Stage(NamedTuple):
 
 def plan(blocks: Sequence[int], keep_rate: float | Sequence[float]) -> tuple[Stage, ...]:
     """Stages at the given blocks, with one keep rate for all or one for each. Raises ValueError."""
+    if isinstance(keep_rate, str):
+        raise ValueError(f"keep_rate must be a number or a list of numbers, got {keep_rate!r}; write 0.5, not 5e-1")
     rates = [keep_rate] * len(blocks) if isinstance(keep_rate, int | float) else list(keep_rate)
     if len(rates) != len(blocks):
         raise ValueError(
