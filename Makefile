@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	rm -rf $(DEMO)
 	$(BIN)/python -m monai.bundle run training --config_file $(BUNDLE)/configs/train.yaml --output_dir $(DEMO)/training \
-		--diameter 448 --crop_size 128 --crops_per_image 4 --max_epochs 16 --val_interval 8 --learning_rate 4.0e-3 \
+		--diameter 448 --crop_size 128 --crops_per_image 4 --max_epochs 22 --val_interval 11 --learning_rate 2.0e-3 \
 		--window_size 160 --phantoms '{train: 24, test: 6, size: 448, seed: 0}'
 	$(BIN)/reg4pru phantoms $(DEMO)/photographs
 	$(BIN)/python -m monai.bundle run --config_file $(BUNDLE)/configs/inference.yaml --dataset_dir $(DEMO)/photographs \
