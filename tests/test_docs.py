@@ -72,7 +72,8 @@ def test_code_blocks_run(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(sys, "argv", ["documentation"])
     matplotlib.use("agg")
-    (tmp_path / "bundles").symlink_to(ROOT / "bundles")
+    for folder in ("bundles", "configs"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     reader = Reader(training / "checkpoints" / "best.pt", phantom_set)
     if not inference.CHECKPOINT.is_file():  # the weights of the bundle are published after the code
         monkeypatch.setattr(inference.load_pipeline, "__defaults__", reader.defaults())
