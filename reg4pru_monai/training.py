@@ -35,6 +35,7 @@ from tqdm import tqdm
 from .losses import TrainingStep
 from .segmenter import Segmenter
 from .weights import CheckpointError, load_checkpoint, mismatches, save_checkpoint
+from .windows import plain
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ class VesselTrainer(SupervisedTrainer):
 
     def _iteration(self, engine: Any, batch: Mapping[str, Tensor]) -> dict[str, float]:
         device = engine.state.device
-        image, label, fov = (_plain(batch[key]).to(device, non_blocking=True) for key in ("image", "label", "fov"))
+        image, label, fov = (plain(batch[key]).to(device, non_blocking=True) for key in ("image", "label", "fov"))
         progress = (engine.state.iteration - 1) / max(1, engine.state.max_epochs * engine.state.epoch_length)
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -182,11 +183,6 @@ class VesselTrainer(SupervisedTrainer):
         self.schedule.step()
         self.average.update_parameters(self.segmenter)
         return {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
-
-
-def _plain(value: Tensor) -> Tensor:
-    """MONAI's MetaTensor as an ordinary tensor: its bookkeeping slows every operation and is not needed here."""
-    return value.as_tensor() if hasattr(value, "as_tensor") else value
 
 
 def reseed(seed: int, engine: Engine) -> None:

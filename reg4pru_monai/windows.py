@@ -92,7 +92,7 @@ class FundusWindowInferer(Inferer):
             returns logits (b, 1, h, w).
         Returns logits (B, 1, H, W) float32, BACKGROUND_LOGIT outside the field of view.
         """
-        image, inside = _plain(inputs), None if fov is None else _plain(fov) > 0
+        image, inside = plain(inputs), None if fov is None else plain(fov) > 0
         _check_inputs(image, inside)
         window = self.window_size or (image.shape[-2], image.shape[-1])
         padding = _padding((image.shape[-2], image.shape[-1]), window)
@@ -140,13 +140,13 @@ class FundusWindowInferer(Inferer):
             parts = [image] if inside is None else [image, inside]
             logits = network(*(torch.stack([part[place] for place in places]) for part in parts))
             _check_logits(logits, (len(batch), 1, h, w))
-            for place, logit in zip(places, _plain(logits).to(device, torch.float32), strict=True):
+            for place, logit in zip(places, plain(logits).to(device, torch.float32), strict=True):
                 total[place] += logit * weight
                 norm[place] += weight
         return total / torch.where(norm > 0, norm, 1.0)
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
+def plain(tensor: torch.Tensor) -> torch.Tensor:
     """Without metadata, whose bookkeeping costs time at every slice."""
     return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
 
