@@ -30,25 +30,52 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     return (x * rope[1].unsqueeze(1) + turned * rope[0].unsqueeze(1)).to(x.dtype)
 
 
-def soft_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+def soft_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
     """Attention in which each key counts as much as its soft keep weight; a token always sees itself.
 
-    q, k, v: (B, heads, N, head_dim). weight: (B, N) float in [0, 1]. With e = exp(score - row maximum) and
-    g_ij = weight_j for i != j, g_ii = 1: A_ij = (e_ij g_ij + eps/N) / (sum_j e_ij g_ij + eps). DynamicViT (Rao et al.
-    2021, eq. 10-11), as used by Reg4Pru.
+    q, k, v: (B, heads, N, head_dim). weight: (B, N) float in [0, 1]. Returns (B, heads, N, head_dim). With
+    e = exp(score) and g_ij = weight_j for i != j, g_ii = 1: A_ij = e_ij g_ij / sum_j e_ij g_ij (DynamicViT, Rao et al.
+    2021, eq. 10-11).
+
+    No N x N matrix is made: plain softmax over all keys, by the fused kernel, of the values [weight v, weight] gives
+    numerator and denominator without the self term. That needs the share P_ii of the softmax, for which one more key
+    scores against row i what key i does, and carries a value of its own. Its mass cancels in the ratio.
     """
-    count = q.shape[-2]
-    score = ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5).float()
-    score = score - score.amax(-1, keepdim=True).detach()
-    itself = torch.eye(count, device=q.device, dtype=weight.dtype)
-    gate = weight.unsqueeze(-2) * (1 - itself) + itself
-    value = score.exp() * gate.unsqueeze(1)
-    attention = (value + eps / count) / (value.sum(-1, keepdim=True) + eps)
-    return attention.to(v.dtype) @ v
+    share, dim = weight.to(v.dtype)[:, None, :, None], v.shape[-1]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    itself = (q.to(wide) * k.to(wide)).sum(-1, keepdim=True)
+    rounded = itself.to(q.dtype)
+    # In half precision the score of the extra key is the sum of two columns, because one rounds away a few percent.
+    scores = (rounded,) if rounded.dtype == itself.dtype else (rounded, (itself - rounded).to(q.dtype))
+    extra = _SELF_COLUMNS - len(scores)
+    q = F.pad(torch.cat((q, *scores), dim=-1), (0, extra))
+    k = F.pad(k, (0, _SELF_COLUMNS, 0, 1))
+    k[..., -1, -_SELF_COLUMNS:-extra] = 1
+    values = F.pad(torch.cat((share * v, share.expand(-1, v.shape[1], -1, -1)), dim=-1), (0, _SELF_COLUMNS - 1, 0, 1))
+    values[..., -1, -1] = 1
+    y = F.scaled_dot_product_attention(q, k, values, scale=dim**-0.5).to(wide)
+    own = y[..., -1:] * (1 - share)
+    return ((y[..., :dim] + own * v) / (y[..., dim : dim + 1] + own + 1e-12)).to(v.dtype)
+
+
+_SELF_COLUMNS = 8  # heads widened by 8 stay on the sizes that fused kernels like
+
+
+def masked_rows(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, weight: Tensor | None) -> Tensor:
+    """Attention of a few queries, each of which sees only some of the keys; of the keys as :func:`soft_attention`.
+
+    q: (B, heads, Q, head_dim). k, v: (B, heads, N, head_dim). visible: (B, Q, N) bool, of every query at least one
+    token of full weight. weight: (B, N) float or bool, or None. Returns (B, heads, Q, head_dim).
+    """
+    score = ((q @ k.mT) * q.shape[-1] ** -0.5).float().masked_fill(~visible.unsqueeze(1), -torch.inf)
+    value = (score - score.amax(-1, keepdim=True).detach()).exp()
+    if weight is not None:
+        value = value * weight[:, None, None, :]
+    return (value / value.sum(-1, keepdim=True)).to(v.dtype) @ v
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention on the fused kernel wherever no soft weight is given."""
+    """Multi-head self-attention, always on the fused kernel."""
 
     def __init__(self, dim: int, heads: int, qkv_bias: bool):
         super().__init__()
@@ -56,8 +83,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, rope: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
-        """x: (B, N, D); rope: (2, B, N, head_dim); weight: (B, N) float or bool, or None. Returns (B, N, D)."""
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, weight: Tensor | None = None, visible: Tensor | None = None
+    ) -> Tensor:
+        """Attend.
+
+        x: (B, N, D). rope: (2, B, N, head_dim). weight: (B, N) float or bool, or None. visible: (B, Q, N) bool, what
+        the first Q tokens may attend to, or None for all; the other rows are never masked. Returns (B, N, D).
+        """
         batch, count, dim = x.shape
         q, k, v = self.qkv(x).view(batch, count, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         if rope is not None:
@@ -68,6 +101,9 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=weight[:, None, None, :])
         else:
             y = soft_attention(q, k, v, weight)
+        if visible is not None:
+            few = visible.shape[1]
+            y = torch.cat((masked_rows(q[:, :, :few], k, v, visible, weight), y[:, :, few:]), dim=2)
         return self.proj(y.transpose(1, 2).reshape(batch, count, dim))
 
 
@@ -98,9 +134,11 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale))
 
-    def forward(self, x: Tensor, rope: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
-        """x: (B, N, D); rope: (2, B, N, head_dim); weight: (B, N) or None. Returns (B, N, D)."""
-        x = x + self.gamma_1 * self.attn(self.norm1(x), rope, weight)
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, weight: Tensor | None = None, visible: Tensor | None = None
+    ) -> Tensor:
+        """(B, N, D) -> (B, N, D); the other arguments are those of Attention."""
+        x = x + self.gamma_1 * self.attn(self.norm1(x), rope, weight, visible)
         return x + self.gamma_2 * self.mlp(self.norm2(x))
 
 

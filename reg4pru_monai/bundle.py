@@ -232,6 +232,11 @@ def with_backbone(network: Segmenter, backbone: str | None) -> Segmenter:
     return network
 
 
+def compiled(network: Segmenter, wanted: Any) -> Segmenter:
+    """The network, its blocks compiled in place where ``wanted``."""
+    return network.compile_blocks() if flag("compile", wanted) else network
+
+
 def is_main_process() -> bool:
     """Whether this process writes files and tracks: rank 0, or the only one."""
     return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0

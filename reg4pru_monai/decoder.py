@@ -31,16 +31,20 @@ class EomtDecoder(nn.Module):
     """EoMT (Kerssies et al., CVPR 2025) with one query: the tokens carry the whole prediction.
 
     The query joins the sequence before the last ``query_blocks`` blocks; the mask is the dot product of its embedding
-    with the upscaled tokens. Attention of the query is never masked: what EoMT anneals towards and infers with.
+    with the upscaled tokens. At inference the query attends everywhere, as EoMT's does after its masks are annealed.
     stride: pixels per logit before the final bilinear step (EoMT: 4).
+    masked: share of the training during which the query's attention is masked by its own prediction; 0 never masks.
     """
 
-    def __init__(self, dim: int, patch: int, query_blocks: int, stride: int = 4):
+    def __init__(self, dim: int, patch: int, query_blocks: int, stride: int = 4, masked: float = 0.0):
         super().__init__()
+        if not 0.0 <= masked <= 1.0:
+            raise ValueError(f"masked_attention must be a share of the training in [0, 1], got {masked}")
         steps = round(math.log2(patch / stride))
         if steps < 1:
             raise ValueError(f"decoder stride must be at most half the patch size {patch}, got {stride}")
         self.query_blocks = query_blocks
+        self.masked = masked
         self.query = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.mask_mlp = nn.Sequential(
             nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)
@@ -51,6 +55,19 @@ class EomtDecoder(nn.Module):
         """image: (B, 3, H, W), for its size only. query: (B, 1, D). grid: (B, D, h, w). Returns logits (B, 1, H, W)."""
         mask = torch.einsum("bqd,bdhw->bqhw", self.mask_mlp(query), self.upscale(grid))
         return F.interpolate(mask, size=image.shape[-2:], mode="bilinear", align_corners=False)
+
+    def visible(self, logits: Tensor, grid: tuple[int, int], number: int, progress: float) -> Tensor | None:
+        """Which tokens the query may attend to in query block ``number``: (B, 1, N) bool, or None for all.
+
+        logits: (B, 1, H, W), the prediction from the input of that block. Masked with probability (1 - t)^0.9 where t
+        runs from 0 to 1 over the block's own part of the masked share of the training, first block first (EoMT, 3.3).
+        """
+        if not self.training or self.masked == 0.0:
+            return None
+        part = self.masked / self.query_blocks
+        done = min(max((progress - number * part) / part, 0.0), 1.0)
+        found = F.interpolate(logits.detach(), size=grid, mode="bilinear", align_corners=False).flatten(2) > 0
+        return found | (torch.rand(logits.shape[0], 1, 1, device=logits.device) >= (1.0 - done) ** 0.9)
 
 
 def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

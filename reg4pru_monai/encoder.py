@@ -5,14 +5,14 @@ Whatever changes the active set (a stage, the opening or closing of a random win
 operation: restore, then gather.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .blocks import Block, rotary_table
-from .policies import Policy, StageTrace, Window
+from .policies import FINAL, Policy, StageTrace, Step, Window
 from .tokens import Route, Tokens, compose, gather, restore, route_top
 
 
@@ -24,19 +24,19 @@ class Encoded(NamedTuple):
 
 
 class EncoderTrace(NamedTuple):
-    """lengths: sequence length of each block; stages: decisions; states: input of each query block, if collected."""
+    """lengths: sequence length of each block; stages: decisions."""
 
     lengths: tuple[int, ...]
     stages: tuple[StageTrace, ...]
-    states: tuple[Encoded, ...]
 
 
 class _Active(NamedTuple):
-    """What the blocks see. x: (B, P + K, D) prefix and active tokens; rope, weight: of the same length, or None."""
+    """What the blocks see. x: (B, P + K, D), prefix and active tokens; the others as Attention takes them."""
 
     x: Tensor
     rope: Tensor | None
     weight: Tensor | None
+    visible: Tensor | None
     route: Route
 
 
@@ -78,67 +78,74 @@ class Encoder(nn.Module):
         query: Tensor,
         grid: tuple[int, int],
         inside: Route | None = None,
-        window: Window | None = None,
+        step: Step = FINAL,
         query_blocks: int = 0,
-        collect: bool = False,
-        progress: float = 1.0,
+        observe: Callable[[Encoded], Tensor | None] | None = None,
     ) -> tuple[Encoded, EncoderTrace]:
         """Encode.
 
         tokens: N = h*w of ``grid`` (h, w). prefix: (B, P, D) class and register tokens. query: (B, Q, D), joins before
         the last ``query_blocks`` blocks. inside: the tokens to compute at all (field of view), or None for all.
-        window: random run of blocks. collect: keep the input of every query block, for deep supervision.
-        progress: share of the training done, handed to the policy.
+        step: what this training step drew. observe: called with the input of every query block, for deep supervision;
+        returns which tokens the queries may attend to there, (B, Q, N) bool, or None for all.
         """
         batch, count, _ = tokens.x.shape
         if inside is None:
             inside = Route(torch.arange(count, device=tokens.x.device).expand(batch, -1), None)
+        window = step.window
         noise = None if window is None else torch.rand(batch, count, device=tokens.x.device)
         first_query = len(self.blocks) - query_blocks if query.shape[1] else len(self.blocks)
         stage_at = {stage.block: number for number, stage in enumerate(self.policy.stages)}
         changes = {0, first_query, self.reactivate, *stage_at} | ({window.start, window.end} if window else set())
-        if collect:
+        if observe is not None:
             changes.update(range(first_query, len(self.blocks)))
 
         store, pool, after = tokens, inside, None
         lengths: list[int] = []
         stages: list[StageTrace] = []
-        states: list[Encoded] = []
         active = self._enter(store, prefix, pool, grid)
         for i, block in enumerate(self.blocks):
             if i in changes or after is not None:
+                visible = None
                 store, prefix = _leave(active, store, prefix.shape[1])
                 if i == first_query:
                     prefix = torch.cat((query, prefix), dim=1)
-                if collect and i >= first_query:
-                    states.append(Encoded(store.x, prefix[:, : query.shape[1]]))
+                if observe is not None and i >= first_query:
+                    visible = observe(Encoded(store.x, prefix[:, : query.shape[1]]))
                 if after is not None:
                     store, pool = store._replace(weight=None), compose(pool, after)
                     after = None
                 if i in stage_at:
                     others = prefix.shape[1] + (query.shape[1] if i + 1 == first_query else 0)
-                    decision = self.policy.decide(stage_at[i], gather(store, pool), others, progress)
-                    stages.append(StageTrace(self.policy.stages[stage_at[i]], pool, decision.score, decision.keep))
+                    decision = self.policy.decide(stage_at[i], gather(store, pool), others, step)
+                    stage = self.policy.active_stages(step)[stage_at[i]]
+                    stages.append(StageTrace(stage, pool, decision.score, decision.keep))
                     store = _with_weight(store, pool, decision.weight)
                     pool = pool if decision.before is None else compose(pool, decision.before)
                     after = decision.after
                 if i == self.reactivate:
                     pool = inside
-                active = self._enter(store, prefix, _routed(pool, noise, window, i, prefix.shape[1]), grid)
-            active = active._replace(x=block(active.x, active.rope, active.weight))
+                route = _routed(pool, noise, window, i, prefix.shape[1])
+                active = self._enter(store, prefix, route, grid, visible)
+            active = active._replace(x=block(active.x, active.rope, active.weight, active.visible))
             lengths.append(active.x.shape[1])
         store, prefix = _leave(active, store, prefix.shape[1])
         encoded = Encoded(store.x, prefix[:, : query.shape[1]] if first_query < len(self.blocks) else query)
-        return encoded, EncoderTrace(tuple(lengths), tuple(stages), tuple(states))
+        return encoded, EncoderTrace(tuple(lengths), tuple(stages))
 
-    def _enter(self, store: Tokens, prefix: Tensor, route: Route, grid: tuple[int, int]) -> _Active:
-        """Gather the active tokens behind the prefix, with their rotary positions and weights."""
+    def _enter(
+        self, store: Tokens, prefix: Tensor, route: Route, grid: tuple[int, int], visible: Tensor | None = None
+    ) -> _Active:
+        """Gather the active tokens behind the prefix, with their rotary positions, weights and visibility."""
         tokens = gather(store, route)
         weight = tokens.weight
         if weight is not None:
             weight = torch.cat((weight.new_ones(prefix.shape[:2]), weight), dim=1)
+        if visible is not None:
+            columns = visible.gather(2, route.index.unsqueeze(1).expand(-1, visible.shape[1], -1))
+            visible = torch.cat((columns.new_ones(*columns.shape[:2], prefix.shape[1]), columns), dim=2)
         rope = self._rope(tokens.pos, prefix.shape[1], grid) if self.rotary else None
-        return _Active(torch.cat((prefix, tokens.x), dim=1), rope, weight, route)
+        return _Active(torch.cat((prefix, tokens.x), dim=1), rope, weight, visible, route)
 
     def _rope(self, pos: Tensor, others: int, grid: tuple[int, int]) -> Tensor:
         """Rotary table of the active tokens; the prefix is not rotated (sine 0, cosine 1). (2, B, P + K, head_dim)."""

@@ -37,7 +37,7 @@ class TrainingStep(nn.Module):
         progress: share of the training done. Every prediction of the deep supervision counts the same (EoMT).
         """
         label = torch.where(fov > 0, label, torch.full_like(label, -1.0))
-        logits, trace = self.network.forward_with_trace(image, fov, progress)
+        logits, trace = self.network.forward_with_trace(image, fov, self.network.draw(progress))
         terms = [segmentation_loss(each.float(), label) for each in (*trace.auxiliary, logits)]
         policy_terms = self.network.encoder.policy.loss(trace, label, progress)
         return {"segmentation": torch.stack(terms).sum(), **policy_terms}

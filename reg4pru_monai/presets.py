@@ -46,17 +46,44 @@ PRESETS: dict[str, Preset] = {
     "base_dinov2_noreg": Preset(14, 768, 12, 12, 0, qkv_bias=True, position_grid=37, norm_eps=1e-6),
 }
 
-STAGES = (2, 5, 8)  # of 12 blocks
 KEEP_RATE = 0.7
+SCHEDULES = ("jump1", "step3", "per_block")
+REACTIVATIONS = ("q_start", "penultimate", "mask_pred")
 
 
-def stage_plan(depth: int, keep_rate: float | Sequence[float] = KEEP_RATE) -> tuple[Stage, ...]:
-    """Pruning stages at 2/12, 5/12 and 8/12 of the depth.
+def stage_plan(
+    depth: int,
+    keep_rate: float | Sequence[float] = KEEP_RATE,
+    stages: str | int | Sequence[int] | None = None,
+    reactivate: int | None = None,
+) -> tuple[Stage, ...]:
+    """Pruning stages: a name in SCHEDULES, given blocks, or None for step3.
 
-    keep_rate: one number for every stage, or a list of three. Depth 12 gives blocks 2, 5, 8; depth 8 gives 1, 3, 5.
+    jump1: one stage, at 2/12 of the depth. step3: at 2/12, 5/12 and 8/12 (depth 12 gives blocks 2, 5, 8; depth 8 gives
+    1, 3, 5). per_block: at every block but the first, up to ``reactivate``, each removing 1 - keep_rate of the grid.
+    keep_rate: one number for every stage, or a list. Raises ValueError.
     """
-    blocks = sorted({max(1, depth * block // 12) for block in STAGES})
-    return plan(blocks, keep_rate)
+    if stages is None or stages == "step3":
+        return plan(sorted({max(1, depth * block // 12) for block in (2, 5, 8)}), keep_rate)
+    if stages == "jump1":
+        return plan([max(1, depth * 2 // 12)], keep_rate)
+    if stages == "per_block":
+        return plan(range(1, depth - 1 if reactivate is None else reactivate), keep_rate, constant=True)
+    if isinstance(stages, str):
+        raise ValueError(f"stages must be one of {', '.join(SCHEDULES)} or a list of blocks, got {stages!r}")
+    return plan([stages] if isinstance(stages, int) else stages, keep_rate)
+
+
+def reactivation(depth: int, reactivate: str | int | None = None) -> int:
+    """The block before which removed tokens come back: a name in REACTIVATIONS, a block, or None for penultimate.
+
+    q_start: where the query joins. penultimate: behind the last block but one. mask_pred: behind the last block, for
+    the prediction only. Raises ValueError.
+    """
+    named = {"q_start": depth - query_blocks(depth), "penultimate": depth - 1, "mask_pred": depth}
+    if isinstance(reactivate, str) and reactivate not in named:
+        raise ValueError(f"reactivate must be one of {', '.join(REACTIVATIONS)} or a block, got {reactivate!r}")
+    return named.get(reactivate or "penultimate", depth - 1) if not isinstance(reactivate, int) else reactivate
 
 
 def query_blocks(depth: int) -> int:

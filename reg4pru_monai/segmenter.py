@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from .blocks import Block, PatchEmbedding, grid_positions
 from .decoder import EomtDecoder, SkipDecoder
 from .encoder import Encoded, Encoder
-from .policies import Policy, Trace, build_policy, plan
-from .presets import KEEP_RATE, PRESETS, Preset, query_blocks, stage_plan
+from .policies import Policy, Step, Trace, build_policy
+from .presets import KEEP_RATE, PRESETS, Preset, query_blocks, reactivation, stage_plan
 from .tokens import Route, Tokens, route_mask
 
 
@@ -41,43 +42,69 @@ class Segmenter(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=norm_eps)
         self.decoder = decoder
 
-    def forward(self, image: Tensor, fov: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, fov: Tensor | Route | None = None) -> Tensor:
         """image: (B, 3, H, W) float32, normalised. fov: (B, 1, H, W), non-zero inside the field of view, or None.
 
         Returns logits (B, 1, H, W) float. Any height and width; patches outside the field of view are not computed.
+        Instead of the field of view, the route that :meth:`inside` made of it may be given: its size depends on the
+        image, which a compiler of whole graphs cannot follow.
         """
-        return self._run(image, fov, trace=False)[0]
+        return self._run(image, fov, self.draw(), trace=False)[0]
 
     def forward_with_trace(
-        self, image: Tensor, fov: Tensor | None = None, progress: float = 1.0
+        self, image: Tensor, fov: Tensor | Route | None = None, step: Step | None = None
     ) -> tuple[Tensor, Trace]:
         """As ``forward``, and what happened on the way, deep supervision included.
 
-        progress: share of the training done, for policies that remove fewer tokens at its start.
+        step: what this training step draws by chance; None draws it here, which a compiler of whole graphs cannot.
         """
-        return self._run(image, fov, trace=True, progress=progress)
+        return self._run(image, fov, self.draw() if step is None else step, trace=True)
 
-    def _run(self, image: Tensor, fov: Tensor | None, trace: bool, progress: float = 1.0) -> tuple[Tensor, Trace]:
+    def draw(self, progress: float = 1.0) -> Step:
+        """What a training step leaves to chance. progress: share of the training done."""
+        return self.encoder.policy.draw(progress, len(self.encoder.blocks))
+
+    def inside(self, fov: Tensor) -> Route:
+        """The patches that hold at least one pixel of the field of view. fov: (B, 1, H, W)."""
+        return route_mask(F.max_pool2d(self._pad(fov).float(), self.patch_embed.patch).flatten(1) > 0)
+
+    def compile_blocks(self) -> "Segmenter":
+        """Compile every block in place, once for all numbers of tokens; returns the network.
+
+        Routes, windows and the field of view stay outside, so that none of them makes the compiler start over.
+        """
+        for block in self.encoder.blocks:
+            block.compile(fullgraph=True, dynamic=True)
+        return self
+
+    def _run(self, image: Tensor, fov: Tensor | Route | None, step: Step, trace: bool) -> tuple[Tensor, Trace]:
         size = image.shape[-2:]
-        image, fov = self._pad(image), None if fov is None else self._pad(fov)
+        inside = self.inside(fov) if isinstance(fov, Tensor) else fov
+        image = self._pad(image)
         patch = self.patch_embed.patch
         grid = (image.shape[-2] // patch, image.shape[-1] // patch)
         tokens, prefix, query = self._embed(image, grid)
-        window = self.encoder.policy.sample_window(len(self.encoder.blocks))
+        decoder = self.decoder
+        auxiliary: list[Tensor] = []
+
+        def observe(state: Encoded) -> Tensor | None:
+            assert isinstance(decoder, EomtDecoder)
+            logits = self._decode(image, state, grid)
+            auxiliary.append(logits[..., : size[0], : size[1]])
+            return decoder.visible(logits, grid, len(auxiliary) - 1, step.progress)
+
         encoded, record = self.encoder(
             tokens,
             prefix,
             query,
             grid,
-            inside=None if fov is None else _inside(fov, patch),
-            window=window,
-            query_blocks=self.decoder.query_blocks,
-            collect=trace and self.decoder.query_blocks > 0,
-            progress=progress,
+            inside=inside,
+            step=step,
+            query_blocks=decoder.query_blocks,
+            observe=observe if trace and decoder.query_blocks else None,
         )
-        states = (*record.states, encoded) if trace else (encoded,)
-        *auxiliary, logits = (self._decode(image, state, grid)[..., : size[0], : size[1]] for state in states)
-        return logits, Trace(grid, record.lengths, record.stages, tuple(auxiliary))
+        logits = self._decode(image, encoded, grid)[..., : size[0], : size[1]]
+        return logits, Trace(grid, patch, record.lengths, record.stages, tuple(auxiliary))
 
     def _pad(self, image: Tensor) -> Tensor:
         """Zeros to the right and below, up to whole patches."""
@@ -125,46 +152,42 @@ def resize_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
     return F.interpolate(square, size=grid, mode="bicubic", antialias=True, align_corners=False).flatten(2).mT
 
 
-def _inside(fov: Tensor, patch: int) -> Route:
-    """The patches that hold at least one pixel of the field of view. fov: (B, 1, H, W)."""
-    return route_mask(F.max_pool2d(fov.float(), patch).flatten(1) > 0)
-
-
 def build_segmenter(
     preset: str = "tiny",
     policy: str = "reg4pru",
     decoder: str = "skip",
     keep_rate: float | list[float] = KEEP_RATE,
-    stages: int | Sequence[int] | None = None,
-    reactivate: int | None = None,
-    policy_options: Mapping[str, float] | None = None,
+    stages: str | int | Sequence[int] | None = None,
+    reactivate: str | int | None = None,
+    policy_options: Mapping[str, Any] | None = None,
+    masked_attention: float = 0.0,
 ) -> Segmenter:
     """Build a network.
 
     preset: a name in PRESETS. policy: a name in POLICIES. decoder: "eomt" or "skip". keep_rate: share of the tokens
-    kept at each stage, one number or a list. stages: blocks of the pruning stages (default: scaled from 2, 5, 8 of 12).
-    reactivate: block before which removed tokens come back (default: the last block). policy_options: arguments of the
-    policy, such as route_keep. Raises ValueError for a name that does not exist or numbers that do not fit together.
+    kept at each stage, one number or a list. stages: blocks of the pruning stages, or a name in SCHEDULES (default:
+    step3). reactivate: block before which removed tokens come back, or a name in REACTIVATIONS (default: penultimate).
+    policy_options: arguments of the policy, such as route_keep. masked_attention: share of the training during which
+    the query of the eomt decoder is masked. Raises ValueError for a name that does not exist or numbers that do not fit
+    together.
     """
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     p = PRESETS[preset]
-    if stages is None:
-        chosen = stage_plan(p.depth, keep_rate)
-    else:
-        chosen = plan([stages] if isinstance(stages, int) else stages, keep_rate)
+    back = reactivation(p.depth, reactivate)
+    chosen = stage_plan(p.depth, keep_rate, stages, back)
     blocks = [Block(p.dim, p.heads, p.mlp_ratio, p.qkv_bias, p.layer_scale, p.norm_eps) for _ in range(p.depth)]
     encoder = Encoder(
         blocks,
         build_policy(policy, p.dim, chosen, **(policy_options or {})),
-        p.depth - 1 if reactivate is None else reactivate,
+        back,
         rotary=p.position_grid is None,
         coordinate_scale=p.coordinate_scale,
     )
     return Segmenter(
         PatchEmbedding(p.patch, p.dim),
         encoder,
-        _build_decoder(decoder, p),
+        _build_decoder(decoder, p, masked_attention),
         p.dim,
         p.registers,
         p.position_grid,
@@ -172,9 +195,11 @@ def build_segmenter(
     )
 
 
-def _build_decoder(name: str, p: Preset) -> EomtDecoder | SkipDecoder:
+def _build_decoder(name: str, p: Preset, masked_attention: float) -> EomtDecoder | SkipDecoder:
     if name == "eomt":
-        return EomtDecoder(p.dim, p.patch, query_blocks(p.depth), p.mask_stride)
+        return EomtDecoder(p.dim, p.patch, query_blocks(p.depth), p.mask_stride, masked_attention)
+    if masked_attention:
+        raise ValueError(f"masked_attention belongs to the decoder eomt; the decoder {name} has no query")
     if name == "skip":
         return SkipDecoder(p.dim, p.skip_width)
     raise ValueError(f"decoder must be one of eomt, skip, got {name!r}")

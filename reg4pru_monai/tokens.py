@@ -3,8 +3,7 @@
 Letters: B batch, N tokens of the full grid, K kept tokens, D channels.
 """
 
-import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,27 +81,37 @@ def keep_count(pool: int, rate: float, others: int, multiple: int = 8) -> int:
         raise ValueError(f"keep rate must be in (0, 1], got {rate}")
     if rate == 1.0:
         return pool
-    count = math.floor((pool * rate + others) / multiple + 0.5) * multiple - others
+    count = int(_rounded(pool, rate, others, multiple))
     return max(min(count, pool), min(pool, 1))
+
+
+def _keep_counts(pool: Tensor, rate: float, others: int, multiple: int = 8) -> Tensor:
+    """:func:`keep_count` of every image, without waiting for the device. pool, returned: (B,) int64."""
+    if rate == 1.0:
+        return pool
+    count = _rounded(pool.double(), rate, others, multiple).long()
+    return torch.minimum(count.clamp(min=1), pool)
+
+
+def _rounded(pool: Any, rate: float, others: int, multiple: int) -> Any:
+    return ((pool * rate + others) / multiple + 0.5) // 1 * multiple - others
 
 
 def route_top(score: Tensor, valid: Tensor | None, rate: float, others: int) -> Route:
     """Keep the highest-scoring tokens of each image.
 
     score: (B, P) float. valid: (B, P) bool or None. The count follows :func:`keep_count` for each image on its own, so
-    that an image is treated alike in every batch; indices are ascending, which keeps memory access in order.
+    that an image is treated alike in every batch; indices are ascending, which keeps memory access in order. The width
+    of the route depends on P and the rate alone: no device is waited for, and a compiler knows the shapes.
     """
-    pool = score.shape[1]
+    largest = keep_count(score.shape[1], rate, others)
     if valid is None:
-        index = score.topk(keep_count(pool, rate, others), dim=1, sorted=False).indices
-        return Route(index.sort(dim=1).values, None)
-    counts = [keep_count(int(n), rate, others) for n in valid.sum(1).tolist()]
-    largest = max(max(counts), 1)
+        return Route(score.topk(largest, dim=1, sorted=False).indices.sort(dim=1).values, None)
     index = score.masked_fill(~valid, -torch.inf).topk(largest, dim=1).indices
-    limit = torch.tensor(counts, device=score.device).unsqueeze(1)
+    limit = _keep_counts(valid.sum(1), rate, others).unsqueeze(1)
     kept = torch.arange(largest, device=score.device).unsqueeze(0) < limit
     index, order = index.sort(dim=1)
-    return _drop_full(Route(index, kept.gather(1, order)))
+    return Route(index, kept.gather(1, order))
 
 
 def route_mask(mask: Tensor) -> Route:
@@ -111,14 +120,9 @@ def route_mask(mask: Tensor) -> Route:
     largest = max(int(counts.max()), 1)
     # A stable descending sort of the mask lists the tokens inside first and keeps grid order.
     index = mask.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :largest]
-    return _drop_full(Route(index, mask.gather(1, index)))
-
-
-def _drop_full(route: Route) -> Route:
-    """Forget ``valid`` where nothing is padded: the fused attention kernel takes no mask then."""
-    if route.valid is not None and bool(route.valid.all()):
-        return Route(route.index, None)
-    return route
+    if int(counts.min()) == largest:  # nothing is padded: the fused attention kernel takes no mask then
+        return Route(index, None)
+    return Route(index, mask.gather(1, index))
 
 
 def _take(values: Tensor, index: Tensor) -> Tensor:

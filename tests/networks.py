@@ -37,7 +37,7 @@ class Recorder:
             block.register_forward_hook(self._record)
 
     def _record(self, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
-        x, _, weight = arguments
+        x, _, weight, _ = arguments
         self.inputs.append(x.detach())
         self.weights.append(weight)
         self.outputs.append(output.detach())

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from networks import SMALL, Recorder, disc, small_network
 from reg4pru_monai.losses import TrainingStep
-from reg4pru_monai.policies import POLICIES, Policy, Stage, Window, build_policy
+from reg4pru_monai.policies import POLICIES, Policy, Stage, Step, Window, build_policy
 from reg4pru_monai.policies.base import Trace, active_targets, kept, masked_mean
 from reg4pru_monai.policies.dynamicvit import DynamicViT
 from reg4pru_monai.policies.reg4pru import Reg4Pru
@@ -230,7 +230,7 @@ def test_traces(shallow: Segmenter, image: Tensor) -> None:
 
 
 def test_unknown_policy() -> None:
-    with pytest.raises(ValueError, match=r"policy must be one of dense, dynamicvit, reg4pru.* got 'dynamic'"):
+    with pytest.raises(ValueError, match=r"policy must be one of dense, dynamicvit, .*reg4pru.* got 'dynamic'"):
         build_policy("dynamic", 32, ())
 
 
@@ -278,7 +278,7 @@ def test_a_hard_stage_keeps_the_best_and_never_takes_one_back(image: Tensor, fov
 @torch.no_grad()
 def test_a_random_half_skips_the_window_untouched(policy: str, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     network = small_network(policy).train()
-    monkeypatch.setattr(network.encoder.policy, "sample_window", lambda depth: Window(3, 6, 0.5))
+    monkeypatch.setattr(network, "draw", lambda: Step(window=Window(3, 6, 0.5)))
     record = Recorder(network)
     _, trace = network.forward_with_trace(image)
     active = keep_count(60, 0.5, 5)
@@ -292,7 +292,7 @@ def test_a_random_half_skips_the_window_untouched(policy: str, image: Tensor, mo
 @torch.no_grad()
 def test_a_window_over_two_unequal_fields_of_view(image: Tensor, fov: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     network = small_network("dense+reg4pru").train()
-    monkeypatch.setattr(network.encoder.policy, "sample_window", lambda depth: Window(3, 6, 0.5))
+    monkeypatch.setattr(network, "draw", lambda: Step(window=Window(3, 6, 0.5)))
     record = Recorder(network)
     network(image, fov)
     patches = F.max_pool2d(fov.float(), 4).flatten(1).sum(1).int().tolist()
@@ -313,7 +313,7 @@ def test_window_distribution_is_the_published_one() -> None:
     found: Counter[int] = Counter()
     seen = set()
     for _ in range(draws):
-        window = policy.sample_window(12)
+        window = policy.draw(1.0, 12).window
         assert window is not None
         assert window.keep == 0.5
         seen.add((window.start - 1, window.end - 1))
@@ -326,15 +326,15 @@ def test_window_stays_inside_shallow_networks() -> None:
     policy = build_policy("reg4pru", 32, ()).train()
     for depth in (4, 5, 6, 8):
         for _ in range(50):
-            window = policy.sample_window(depth)
+            window = policy.draw(1.0, depth).window
             assert window is not None
             assert 3 <= window.start < window.end <= max(4, depth - 1)
-    assert policy.sample_window(3) is None
+    assert policy.draw(1.0, 3).window is None
 
 
 def test_no_window_in_evaluation(image: Tensor) -> None:
     network = small_network("reg4pru").eval()
-    assert network.encoder.policy.sample_window(12) is None
+    assert network.encoder.policy.draw(1.0, 12).window is None
     plain = network.with_policy(network.encoder.policy.base)
     with torch.no_grad():
         assert torch.equal(network(image), plain(image))
@@ -343,7 +343,7 @@ def test_no_window_in_evaluation(image: Tensor) -> None:
 def test_route_keep_reaches_the_window_by_either_name() -> None:
     for name in ("reg4pru", "dynamicvit+reg4pru"):
         policy = build_policy(name, 32, [Stage(1, 0.5)], route_keep=0.25, budget_weight=2.0)
-        window = policy.sample_window(12)
+        window = policy.draw(1.0, 12).window
         assert window is not None
         assert window.keep == 0.25
         assert isinstance(policy, Reg4Pru)
@@ -379,15 +379,31 @@ def test_straight_through_is_hard_forward_and_soft_backward() -> None:
     torch.manual_seed(5)
     decision = policy.decide(0, given, 5)
     torch.manual_seed(5)
-    soft = F.gumbel_softmax(policy.selectors[0](given.x), tau=1.0)
+    logits, uniform = policy.selectors[0](given.x), torch.rand(2, 30)
+    soft = (logits[..., 0] - logits[..., 1] + (uniform / (1 - uniform)).log()).sigmoid()
     assert decision.weight is decision.keep
-    assert torch.allclose(decision.keep, (soft[..., 0] >= soft[..., 1]).float(), atol=1e-6)
+    assert torch.allclose(decision.keep, (soft >= 0.5).float(), atol=1e-6)
     assert 0.2 < decision.keep.mean() < 0.8
     factor = torch.rand(2, 30)
     parameters = [given.x, *policy.selectors[0].parameters()]
     found = torch.autograd.grad((decision.keep * factor).sum(), parameters)
-    wanted = torch.autograd.grad((soft[..., 0] * factor).sum(), parameters)
+    wanted = torch.autograd.grad((soft * factor).sum(), parameters)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, wanted, strict=True))
+
+
+def test_noise_is_that_of_a_gumbel_softmax() -> None:
+    """The share kept at given log-odds: sigmoid of them, for the published softmax of two noisy logits and for ours."""
+    policy, wide = soft_policy(), torch.zeros(1, 40_000, 16)
+    with torch.no_grad():
+        for layer in policy.selectors[0]:
+            for parameter in layer.parameters():
+                parameter.zero_()
+        policy.selectors[0][-1].bias.copy_(torch.tensor([0.4, -0.6]))
+    published = F.gumbel_softmax(torch.tensor([0.4, -0.6]).expand(40_000, -1), tau=1.0)[:, 0]
+    ours = policy.score(0, Tokens(wide, torch.zeros(1, 40_000, 2), None)).detach().sigmoid()[0]
+    levels = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])
+    assert torch.allclose(ours.quantile(levels), published.quantile(levels), atol=0.02)
+    assert float((ours >= 0.5).float().mean()) == pytest.approx(1 / (1 + 2.718281828**-1), abs=0.01)
 
 
 def test_dropped_once_stays_dropped_and_earlier_selectors_learn_from_later_stages() -> None:
@@ -428,7 +444,7 @@ def trace_of(keeps: list[Tensor], policy: Policy, valid: Tensor | None = None) -
 
     pool = Route(torch.arange(keeps[0].shape[1]).expand(keeps[0].shape), valid)
     records = [StageTrace(s, pool, k, k) for s, k in zip(policy.stages, keeps, strict=True)]
-    return Trace((1, keeps[0].shape[1]), (), tuple(records), ())
+    return Trace((1, keeps[0].shape[1]), 1, (), tuple(records), ())
 
 
 def test_budget_loss_by_hand() -> None:

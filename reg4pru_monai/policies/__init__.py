@@ -4,17 +4,24 @@ A name may carry ``+reg4pru``: random routing over any other policy. ``reg4pru``
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from .base import Decision, Policy, Stage, StageTrace, Trace, Window, plan
+from .base import FINAL, Decision, Policy, Stage, StageTrace, Step, Trace, Window, plan
+from .cropr import Cropr
 from .dense import Dense
 from .dynamicvit import DynamicViT
+from .gumbel import Gumbel
+from .random import Random
 from .reg4pru import Reg4Pru
 
 POLICIES: dict[str, Callable[..., Policy]] = {
     "dense": Dense,
     "dynamicvit": DynamicViT,
-    "reg4pru": Reg4Pru.over_dynamicvit,
+    "gumbel": Gumbel,
+    "cropr": Cropr,
+    "random": Random,
+    "reg4pru": partial(Reg4Pru.over, DynamicViT),
 }
 
 ROUTED = "+reg4pru"
@@ -27,16 +34,26 @@ def build_policy(name: str, dim: int, stages: Sequence[Stage], **options: Any) -
     Raises ValueError for a name that is not in POLICIES and for options that the policy does not have.
     """
     plain = name.removesuffix(ROUTED)
-    if plain not in POLICIES:
-        names = ", ".join(sorted(POLICIES))
+    if plain not in POLICIES or name == "reg4pru" + ROUTED:
+        names = ", ".join(POLICIES)
         raise ValueError(f"policy must be one of {names}, with {ROUTED} behind it or not, got {name!r}")
+    build = POLICIES[plain] if plain == name else partial(Reg4Pru.over, POLICIES[plain])
     try:
-        if plain == name:
-            return POLICIES[name](dim=dim, stages=tuple(stages), **options)
-        route = {"route_keep": options.pop("route_keep")} if "route_keep" in options else {}
-        return Reg4Pru(POLICIES[plain](dim=dim, stages=tuple(stages), **options), **route)
+        return build(dim=dim, stages=tuple(stages), **options)
     except TypeError as error:  # an option that this policy does not take
         raise ValueError(f"policy_options do not suit the policy {name}: {error}") from error
 
 
-__all__ = ["POLICIES", "Decision", "Policy", "Stage", "StageTrace", "Trace", "Window", "build_policy", "plan"]
+__all__ = [
+    "FINAL",
+    "POLICIES",
+    "Decision",
+    "Policy",
+    "Stage",
+    "StageTrace",
+    "Step",
+    "Trace",
+    "Window",
+    "build_policy",
+    "plan",
+]

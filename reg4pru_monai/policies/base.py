@@ -1,6 +1,7 @@
 """What every policy is, and what it leaves behind."""
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,13 +12,18 @@ from ..tokens import Route, Tokens
 
 
 class Stage(NamedTuple):
-    """A pruning stage: before which block it acts, and which share of the tokens still there it keeps."""
+    """A pruning stage: before which block it acts, and what it keeps.
+
+    keep: share of the tokens still there; where ``constant``, what the stage leaves if it loses its 1 - keep of the
+    *whole* grid, the same number of tokens at every stage.
+    """
 
     block: int
     keep: float
+    constant: bool = False
 
 
-def plan(blocks: Sequence[int], keep_rate: float | Sequence[float]) -> tuple[Stage, ...]:
+def plan(blocks: Sequence[int], keep_rate: float | Sequence[float], constant: bool = False) -> tuple[Stage, ...]:
     """Stages at the given blocks, with one keep rate for all or one for each. Raises ValueError."""
     if isinstance(keep_rate, str):
         raise ValueError(f"keep_rate must be a number or a list of numbers, got {keep_rate!r}; write 0.5, not 5e-1")
@@ -26,7 +32,26 @@ def plan(blocks: Sequence[int], keep_rate: float | Sequence[float]) -> tuple[Sta
         raise ValueError(
             f"keep_rate must be one number or one for each of {len(blocks)} stages {list(blocks)}, got {keep_rate}"
         )
-    return tuple(Stage(int(block), float(rate)) for block, rate in zip(blocks, rates, strict=True))
+    return tuple(Stage(int(block), float(rate), constant) for block, rate in zip(blocks, rates, strict=True))
+
+
+def active_targets(stages: Sequence[Stage], progress: float, ramp: float) -> list[float]:
+    """Cumulative keep targets, ramped from 1 to their final values over the first share ``ramp`` of the training.
+
+    For cumulative target c: 1 - alpha (1 - c) with alpha = min(1, progress / ramp).
+    """
+    alpha = 1.0 if ramp <= 0 else min(1.0, progress / ramp)
+    targets, cumulative = [], 1.0
+    for stage in stages:
+        cumulative = cumulative - (1.0 - stage.keep) if stage.constant else cumulative * stage.keep
+        targets.append(1.0 - alpha * (1.0 - cumulative))
+    return targets
+
+
+def active_rates(stages: Sequence[Stage], progress: float, ramp: float) -> list[float]:
+    """The targets of :func:`active_targets` as shares of the tokens that the stage before left."""
+    targets = active_targets(stages, progress, ramp)
+    return [target / before for target, before in zip(targets, [1.0, *targets], strict=False)]
 
 
 class Window(NamedTuple):
@@ -35,6 +60,22 @@ class Window(NamedTuple):
     start: int
     end: int
     keep: float
+
+
+class Step(NamedTuple):
+    """What one training step draws by chance, outside of any compiled graph, and how far the training is.
+
+    progress: share of the training done, for policies that remove fewer tokens at its start; 1 at inference.
+    window: random run of blocks, or None.
+    keep: keep rate of every stage in this step, or None for the stages' own.
+    """
+
+    progress: float = 1.0
+    window: Window | None = None
+    keep: float | None = None
+
+
+FINAL = Step()
 
 
 class Decision(NamedTuple):
@@ -66,41 +107,67 @@ class StageTrace(NamedTuple):
 class Trace(NamedTuple):
     """What happened in one forward pass; losses, FLOPs and token maps are computed from it.
 
-    grid: (h, w). lengths: sequence length of each block. stages: one record per stage.
+    grid: (h, w). patch: pixels per side of a patch. lengths: sequence length of each block. stages: a record of each.
     auxiliary: logits (B, 1, H, W) of the deep supervision, first to last; empty for decoders without it.
     """
 
     grid: tuple[int, int]
+    patch: int
     lengths: tuple[int, ...]
     stages: tuple[StageTrace, ...]
     auxiliary: tuple[Tensor, ...]
 
 
 class Policy(nn.Module):
-    """Decides at its stages which tokens go on. Subclasses override what differs."""
+    """Decides at its stages which tokens go on. Subclasses override what differs.
 
-    def __init__(self, stages: Sequence[Stage] = ()):
+    ramp: share of the training over which the budget falls from all tokens to its target.
+    keep_range: lowest and highest keep rate. Every training step draws one between them, uniformly, for all its stages:
+    one network then serves every budget. None: the stages' own rates.
+    """
+
+    def __init__(
+        self, stages: Sequence[Stage] = (), ramp: float = 0.0, keep_range: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         blocks = [stage.block for stage in stages]
         if blocks != sorted(set(blocks)):
             raise ValueError(f"pruning stages must be at different, ascending blocks, got {blocks}")
-        for stage in stages:
-            if not 0.0 < stage.keep <= 1.0:
-                raise ValueError(f"keep_rate must be in (0, 1], got {stage.keep} at block {stage.block}")
-        self.stages = tuple(Stage(*stage) for stage in stages)
+        if keep_range is not None and not (len(keep_range) == 2 and 0.0 < keep_range[0] <= keep_range[1] <= 1.0):
+            raise ValueError(f"keep_range must be two keep rates in (0, 1], the lower first, got {keep_range}")
+        self.stages = _checked(stages)
+        self.ramp = ramp
+        self.keep_range = None if keep_range is None else (float(keep_range[0]), float(keep_range[1]))
+        if keep_range is not None:
+            _checked([stage._replace(keep=keep_range[0]) for stage in stages])
 
-    def decide(self, stage: int, tokens: Tokens, others: int, progress: float = 1.0) -> Decision:
+    def draw(self, progress: float, depth: int) -> Step:
+        """What this training step leaves to chance, from torch's global generator. depth: number of blocks."""
+        if not self.training or self.keep_range is None:
+            return Step(progress)
+        low, high = self.keep_range
+        return Step(progress, keep=low + (high - low) * float(torch.rand(())))
+
+    def active_stages(self, step: Step) -> tuple[Stage, ...]:
+        """The stages with the keep rate of this step."""
+        if step.keep is None:
+            return self.stages
+        return _checked([stage._replace(keep=step.keep) for stage in self.stages])
+
+    def rate(self, stage: int, step: Step) -> float:
+        """The share of the tokens it is shown that a stage physically keeps.
+
+        The ramp comes in quarters: a budget that changed at every step would make a compiler start over each time.
+        """
+        ramped = min(1.0, step.progress / self.ramp) if self.training and self.ramp > 0 else 1.0
+        return active_rates(self.active_stages(step), math.floor(4 * ramped) / 4, 1.0)[stage]
+
+    def decide(self, stage: int, tokens: Tokens, others: int, step: Step = FINAL) -> Decision:
         """Decide at ``self.stages[stage]`` about tokens (B, P, D); ``others`` prefix tokens share their sequence.
-
-        progress: share of the training done, for policies that remove fewer tokens at its start.
 
         ``tokens.weight`` carries what earlier stages decided: bool where a token is padding, float where it is soft.
         """
         raise NotImplementedError
-
-    def sample_window(self, depth: int) -> Window | None:
-        """The random window of this training step, or None. Drawn from torch's global generator."""
-        return None
 
     def loss(self, trace: Trace, label: Tensor, progress: float) -> dict[str, Tensor]:
         """The policy's own loss terms, already weighted.
@@ -111,23 +178,24 @@ class Policy(nn.Module):
 
     def with_keep_rate(self, keep: float | Sequence[float]) -> "Policy":
         """A policy that shares all parameters with this one and keeps another share of tokens at every stage."""
-        stages = plan([stage.block for stage in self.stages], keep)
+        constant = any(stage.constant for stage in self.stages)
         twin = copy.copy(self)
-        twin.stages = stages
+        twin.stages = _checked(plan([stage.block for stage in self.stages], keep, constant))
         return twin
 
 
-def active_targets(stages: Sequence[Stage], progress: float, ramp: float) -> list[float]:
-    """Cumulative keep targets, ramped from 1 to their final values over the first share ``ramp`` of the training.
-
-    For cumulative target c: 1 - alpha (1 - c) with alpha = min(1, progress / ramp).
-    """
-    alpha = 1.0 if ramp <= 0 else min(1.0, progress / ramp)
-    targets, cumulative = [], 1.0
-    for stage in stages:
-        cumulative *= stage.keep
-        targets.append(1.0 - alpha * (1.0 - cumulative))
-    return targets
+def _checked(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages, if they leave tokens at every stage. Raises ValueError."""
+    stages = tuple(Stage(*stage) for stage in stages)
+    for stage, left in zip(stages, active_targets(stages, 1.0, 0.0), strict=True):
+        if not 0.0 < stage.keep <= 1.0:
+            raise ValueError(f"keep_rate must be in (0, 1], got {stage.keep} at block {stage.block}")
+        if left < 1e-9:
+            raise ValueError(
+                f"keep_rate {stage.keep} of all tokens at each of {len(stages)} stages leaves none at block "
+                f"{stage.block}; it must be above {1 - 1 / len(stages):.3f}"
+            )
+    return stages
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
