@@ -2,8 +2,10 @@
 
 import json
 import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -70,6 +72,93 @@ def release(
     except CheckpointError as error:
         raise typer.BadParameter(str(error)) from None
     typer.echo(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
+
+
+@app.command()
+def benchmark(
+    policies: Annotated[
+        str, typer.Option(help="Pruning policies; dense is always measured.")
+    ] = "dense,dynamicvit,reg4pru",
+    keep_rates: Annotated[str, typer.Option(help="Shares of the tokens kept at each stage.")] = "0.7,0.5",
+    presets: Annotated[str, typer.Option(help="Sizes of the network [default: small].")] = "",
+    decoders: Annotated[str, typer.Option(help="skip, eomt or both [default: skip].")] = "",
+    sizes: Annotated[str, typer.Option(help="Sides of the square image, pixels.")] = "512",
+    batch_sizes: Annotated[str, typer.Option(help="Images per forward pass.")] = "1",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0, or several.")] = "auto",
+    dtypes: Annotated[str, typer.Option(help="float32, bfloat16, float16; the latter two by autocast.")] = "float32",
+    compiled: Annotated[str, typer.Option(help="no, yes or both: torch.compile.")] = "no",
+    stages: Annotated[str, typer.Option(help="Schedule by name, or blocks such as 2,5,8 [default: step3].")] = "",
+    reactivate: Annotated[str, typer.Option(help="Where tokens come back: name or block [default: penultimate].")] = "",
+    fov: Annotated[bool, typer.Option("--fov", help="Images show a disc; tokens outside are skipped.")] = False,
+    peers: Annotated[str, typer.Option(help="Other networks: all, none, or names.")] = "all",
+    checkpoint: Annotated[Path | None, typer.Option(help="Trained weights, with their preset and decoder.")] = None,
+    ap: Annotated[
+        Path | None, typer.Option(help='JSON file of AP by row: {"dense": 0.83, "reg4pru@0.7": 0.83}.')
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for benchmark.json, .csv and, with --ap, .png.")] = None,
+    repeats: Annotated[int, typer.Option(help="Interleaved repetitions.")] = 10,
+    warmup: Annotated[int, typer.Option(help="Forward passes before.")] = 2,
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU [default: torch's].")] = None,
+) -> None:
+    """Measure speed, FLOPs and memory: pruned against dense against other networks. Lists take commas."""
+    from . import benchmark_report as report
+    from .benchmark import BenchmarkError, Plan, run_benchmark
+    from .weights import CheckpointError
+
+    try:
+        plan = Plan(
+            policies=_list(policies),
+            keep_rates=_list(keep_rates, float, "--keep-rates"),
+            presets=_list(presets),
+            decoders=_list(decoders),
+            sizes=_list(sizes, int, "--sizes"),
+            batch_sizes=_list(batch_sizes, int, "--batch-sizes"),
+            devices=_list(device),
+            dtypes=_list(dtypes),
+            compiled=_compiled(compiled),
+            stages=_blocks(stages),
+            reactivate=int(reactivate) if reactivate.isdigit() else reactivate or None,
+            fov=fov,
+            peers=_list(peers),
+            checkpoint=checkpoint,
+            repeats=repeats,
+            warmup=warmup,
+            threads=threads,
+        )
+        values = report.read_ap(ap, plan) if ap else {}
+        made_with = report.environment(plan, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+        if output:
+            report.check_folder(output)
+        rows, skipped = run_benchmark(plan, values)
+        typer.echo(report.table(rows, skipped, report.headline(plan, made_with)))
+        written = report.write(output, plan, rows, skipped, made_with) if output else []
+    except (ValueError, OSError, CheckpointError) as error:
+        raise typer.BadParameter(str(error)) from None
+    except BenchmarkError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    for path in written:
+        typer.echo(f"written: {path}")
+
+
+def _list(text: str, kind: Callable[[str], Any] = str, option: str = "") -> list[Any]:
+    """The parts of a list with commas. Raises ValueError that names the option."""
+    try:
+        return [kind(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"{option} must be numbers with commas between, got {text!r}") from None
+
+
+def _blocks(text: str) -> str | list[int] | None:
+    """Stages: a name, blocks with commas, or nothing."""
+    return _list(text, int, "--stages") if text[:1].isdigit() else text or None
+
+
+def _compiled(text: str) -> list[bool]:
+    found = {"no": [False], "yes": [True], "both": [False, True]}.get(text)
+    if found is None:
+        raise ValueError(f"--compiled must be no, yes or both, got {text!r}")
+    return found
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -1,7 +1,8 @@
-"""Pictures: overlays, kept tokens, precision-recall curves."""
+"""Pictures: overlays, kept tokens, precision-recall curves, accuracy against speed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -62,3 +63,53 @@ def save_curves(
     axes.legend(loc="lower left")
     with replacing(path) as beside:
         figure.savefig(beside, dpi=120)
+
+
+class Measured(NamedTuple):
+    """A point of accuracy against speed. keep: keep rate, or None. low, high: interval of the speed-up."""
+
+    network: str
+    keep: float | None
+    speedup: float
+    low: float
+    high: float
+    ap: float
+
+
+def save_ap_against_speed(path: str | Path, panels: Mapping[str, Sequence[Measured]]) -> None:
+    """Plot AP against speed-up over dense, one panel per setting. panels: title -> points."""
+    from matplotlib.figure import Figure
+
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(1.5 + 4.5 * columns, 0.5 + 3.8 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    names = list(dict.fromkeys(point.network for points in panels.values() for point in points))
+    for axes, (title, points) in zip(grid.flat, panels.items(), strict=False):
+        for number, name in enumerate(names):
+            if own := [point for point in points if point.network == name]:
+                _draw_series(axes, own, f"C{number}")
+        axes.set_title(title, fontsize=9)
+        axes.set(xlabel="Speed-up over dense", ylabel="Average precision")
+        axes.label_outer()
+        axes.grid(alpha=0.3)
+        axes.axvline(1, color="grey", linestyle="--", linewidth=1)
+        axes.margins(0.12)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    named = {name: line for axes in figure.axes for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named, title="keep rates beside points,\n95 % intervals", loc="outside right center")
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=120)
+
+
+def _draw_series(axes: Any, points: Sequence[Measured], colour: str) -> None:
+    """One network over its keep rates, joined by a line, each point named by its keep rate."""
+    points = sorted(points, key=lambda point: point.keep or 0.0)
+    x, y = [point.speedup for point in points], [point.ap for point in points]
+    error = [[p.speedup - p.low for p in points], [p.high - p.speedup for p in points]]
+    marker = "o" if any(point.keep is not None for point in points) else "D"
+    axes.errorbar(x, y, xerr=error, color=colour, marker=marker, capsize=3, label=points[0].network)
+    for point in points:
+        if point.keep is not None:
+            axes.annotate(f"{point.keep:g}", (point.speedup, point.ap), (5, 5), textcoords="offset points", fontsize=8)
