@@ -2,8 +2,8 @@
 
     python docs/measure/training_step.py --preset small --size 512 --batch 1 --rounds 12
 
-Forward, losses and backward on random images and labels, interleaved in one process. The random window differs from step
-to step, so times are means over the rounds, and memory is the largest of all rounds.
+Forward, losses and backward on random images and labels, interleaved in one process. The random window differs from
+step to step, so times are means over the rounds; memory is given as the mean and as the largest of all rounds.
 """
 
 import argparse
