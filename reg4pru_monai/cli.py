@@ -75,6 +75,30 @@ def release(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Weights, such as best.pt of a training.")],
+    target: Annotated[Path, typer.Argument(help="File to write: .onnx, .pt2 (torch.export) or .ts (TorchScript).")],
+    size: Annotated[int, typer.Option(min=32, help="Side of the images it will take, in pixels.")] = 256,
+    keep_rate: Annotated[
+        float | None, typer.Option(help="Share of the tokens kept at each stage; 1.0 prunes nothing.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where a .pt2 or .ts file is to run: cpu, cuda:0.")] = "cpu",
+) -> None:
+    """Write a network for use without this package, compared with the original before it is put in place."""
+    from .export import ExportError, export_checkpoint
+    from .weights import CheckpointError
+
+    try:
+        difference = export_checkpoint(checkpoint, target, size, keep_rate, device)
+    except (CheckpointError, ExportError, ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from None
+    typer.echo(
+        f"{target}: {target.stat().st_size / 2**20:.1f} MiB, takes images (B, 3, {size}, {size}); "
+        f"logits differ from the network's by at most {difference:.0e} of the largest"
+    )
+
+
+@app.command()
 def benchmark(
     policies: Annotated[
         str, typer.Option(help="Pruning policies; dense is always measured.")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,6 +79,8 @@ class Segmenter(nn.Module):
         return self
 
     def _run(self, image: Tensor, fov: Tensor | Route | None, step: Step, trace: bool) -> tuple[Tensor, Trace]:
+        if torch.jit.is_tracing():
+            image = _traced(image, fov)
         size = image.shape[-2:]
         inside = self.inside(fov) if isinstance(fov, Tensor) else fov
         image = self._pad(image)
@@ -141,6 +144,24 @@ class Segmenter(nn.Module):
     def dense(self) -> "Segmenter":
         """A network that shares all weights with this one and prunes nothing."""
         return self.with_policy(build_policy("dense", 0, ()).train(self.training))
+
+
+def _traced(image: Tensor, fov: object) -> Tensor:
+    """The image, in a trace that holds for its height and width alone and says so to any other."""
+    if fov is not None:
+        raise ValueError("a trace would keep the field of view of one image for all: trace with the image alone")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # that these become constants is the point
+        height, width = (int(n) for n in image.shape[-2:])
+    return _of_size(image, height, width)
+
+
+@torch.jit.script_if_tracing
+def _of_size(image: Tensor, height: int, width: int) -> Tensor:
+    """Goes into the trace as it stands: numbers of tokens are constants there, and wrong for another size."""
+    if image.shape[2] != height or image.shape[3] != width:
+        raise ValueError(f"image must be {height} x {width} pixels, as it was traced, got {image.shape}; trace again")
+    return image
 
 
 def resize_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,36 +42,52 @@ def _check_geometry(window: Sequence[int], overlap: float) -> None:
         raise ValueError(f"overlap must be in [0, 1), got {overlap}")
 
 
-class _Window(NamedTuple):
-    """Place of a window: image of the batch, first row, first column, and how many field-of-view pixels it holds."""
+@lru_cache(maxsize=8)
+def _importance(window: tuple[int, int], blend: str, device: torch.device) -> torch.Tensor:
+    """Weight of a window's pixels, (h, w) float32. Shared between calls: never written to."""
+    with torch.inference_mode(False):  # an inference tensor could not serve a later call that needs gradients
+        return compute_importance_map(window, blend, GAUSSIAN_SCALE, device=device)
 
-    image: int
-    row: int
-    column: int
-    pixels: int
+
+@lru_cache(maxsize=4)
+def _normaliser(
+    size: tuple[int, int], window: tuple[int, int], overlap: float, blend: str, device: torch.device
+) -> torch.Tensor:
+    """Sum of the weights of all windows at every pixel, (H, W) float32. Shared between calls: never written to."""
+    weight = _importance(window, blend, device)
+    with torch.inference_mode(False):
+        total = torch.zeros(size, device=device)
+        for row, column in window_positions(size, window, overlap):
+            total[row : row + window[0], column : column + window[1]] += weight
+    return total
 
 
 class FundusWindowInferer(Inferer):
     """Sliding-window inference that blends logits and never computes a window without field of view.
 
     window_size: pixels (h, w), or one number for a square, or None for the whole image in one forward.
-    overlap: fraction shared by neighbouring windows, in [0, 1). batch_size: windows per forward.
+    overlap: fraction shared by neighbouring windows, in [0, 1). batch_size: windows per forward, from all images of a
+        batch together; by default 8, and 2 on a CPU, where more fall out of its cache and run slower.
     blend: "gaussian" weights a window's centre more, "constant" weights all pixels alike.
     device: where the result is put together (e.g. "cpu" saves GPU memory); by default where the image is.
+
+    Memory beside the network's own: the result (B, 1, H, W) float32, a copy of the image, and the weights of the
+    last four image sizes, (H, W) float32 each, which photographs of one size share. Calls share nothing else, so that
+    one inferer serves several threads.
     """
 
     def __init__(
         self,
         window_size: int | Sequence[int] | None,
         overlap: float = 0.25,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         blend: str = "gaussian",
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         window = (window_size, window_size) if isinstance(window_size, int) else window_size
         _check_geometry((1, 1) if window is None else window, overlap)
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if blend not in BLENDS:
             raise ValueError(f"blend must be one of {BLENDS}, got {blend!r}")
@@ -89,61 +106,69 @@ class FundusWindowInferer(Inferer):
 
         inputs: (B, C, H, W); fov: (B, 1, H, W), > 0 inside the field of view, or None for the whole frame.
         network: called as network(windows (b, C, h, w), fov (b, 1, h, w) bool), or network(windows) when fov is None,
-            returns logits (b, 1, h, w).
+            returns logits (b, 1, h, w). The windows are in channels_last layout, in which convolutions are faster.
         Returns logits (B, 1, H, W) float32, BACKGROUND_LOGIT outside the field of view.
         """
         image, inside = plain(inputs), None if fov is None else plain(fov) > 0
         _check_inputs(image, inside)
         window = self.window_size or (image.shape[-2], image.shape[-1])
         padding = _padding((image.shape[-2], image.shape[-1]), window)
-        image = F.pad(image, padding)
-        inside = None if inside is None else F.pad(inside.to(image.device), padding)
-        windows = self._plan(image, inside, window)
-        logits = self._blend(image, inside, windows, window, lambda *batch: network(*batch, *args, **kwargs))
+        image = _padded(image, padding).contiguous(memory_format=torch.channels_last)
+        inside = None if inside is None else _padded(inside.to(image.device), padding)
+        logits = self._blend(image, inside, window, lambda *batch: network(*batch, *args, **kwargs))
         if inside is not None:
-            logits = torch.where(inside.to(logits.device), logits, BACKGROUND_LOGIT)
+            logits.masked_fill_(~inside.to(logits.device), BACKGROUND_LOGIT)
         left, right, top, bottom = padding
         logits = logits[..., top : logits.shape[-2] - bottom, left : logits.shape[-1] - right]
         return MetaTensor(logits).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else logits
-
-    def _plan(self, image: torch.Tensor, inside: torch.Tensor | None, window: tuple[int, int]) -> list[_Window]:
-        """Windows of all images that hold field of view, fullest first.
-
-        Sorted so that a forward gets windows of similar content: its cost is that of the fullest one.
-        """
-        h, w = window
-        positions = window_positions((image.shape[-2], image.shape[-1]), window, self.overlap)
-        places = [(b, row, column) for b in range(len(image)) for row, column in positions]
-        if inside is None:
-            return [_Window(*place, pixels=h * w) for place in places]
-        counts = torch.stack([inside[b, :, r : r + h, c : c + w].sum() for b, r, c in places]).tolist()
-        windows = [_Window(*place, pixels=n) for place, n in zip(places, counts, strict=True) if n > 0]
-        return sorted(windows, key=lambda item: -item.pixels)
 
     def _blend(
         self,
         image: torch.Tensor,
         inside: torch.Tensor | None,
-        windows: list[_Window],
         window: tuple[int, int],
         network: Callable[..., torch.Tensor],
     ) -> torch.Tensor:
         """Weighted mean of the windows' logits (B, 1, H, W) float32; 0 where no window was computed."""
-        h, w = window
+        size, (h, w) = (image.shape[-2], image.shape[-1]), window
+        positions = window_positions(size, window, self.overlap)
+        if inside is None:
+            windows = [(b, *position) for b in range(len(image)) for position in positions]
+        else:
+            windows = _fullest_first(inside, positions, window)
         device = torch.device(self.device) if self.device is not None else image.device
-        weight = compute_importance_map(window, self.blend, GAUSSIAN_SCALE, device=device)
-        total = torch.zeros((len(image), 1, *image.shape[-2:]), device=device)
-        norm = torch.zeros_like(total)
-        for start in range(0, len(windows), self.batch_size):
-            batch = windows[start : start + self.batch_size]
-            places = [(b, slice(None), slice(r, r + h), slice(c, c + w)) for b, r, c, _ in batch]
+        weight = _importance(window, self.blend, device)
+        total = torch.zeros((len(image), 1, *size), device=device)
+        together = self.batch_size or (2 if image.device.type == "cpu" else 8)
+        for start in range(0, len(windows), together):
+            batch = windows[start : start + together]
+            places = [(slice(b, b + 1), slice(None), slice(r, r + h), slice(c, c + w)) for b, r, c in batch]
+            # cat, unlike stack, keeps the layout of the image
             parts = [image] if inside is None else [image, inside]
-            logits = network(*(torch.stack([part[place] for place in places]) for part in parts))
+            logits = network(*(torch.cat([part[place] for place in places]) for part in parts))
             _check_logits(logits, (len(batch), 1, h, w))
-            for place, logit in zip(places, plain(logits).to(device, torch.float32), strict=True):
-                total[place] += logit * weight
-                norm[place] += weight
-        return total / torch.where(norm > 0, norm, 1.0)
+            for place, logit in zip(places, plain(logits).to(device, torch.float32).split(1), strict=True):
+                total[place].addcmul_(logit, weight)
+        # Where a window was left out there is no field of view, so the weights of all windows do for every image.
+        return total.div_(_normaliser(size, window, self.overlap, self.blend, device))
+
+
+def _fullest_first(
+    inside: torch.Tensor, positions: Sequence[tuple[int, int]], window: tuple[int, int]
+) -> list[tuple[int, int, int]]:
+    """(image, row, column) of the windows of a batch that hold field of view, the fullest first.
+
+    Sorted so that a forward gets windows of similar content: its cost is that of the fullest one.
+    inside: (B, 1, H, W) bool. positions: of one image, as window_positions returns them.
+    """
+    h, w = window
+    rows, columns = ([*dict.fromkeys(starts)] for starts in zip(*positions, strict=True))
+    # Along the columns, then along the rows: no pixel is counted for every window it lies in.
+    strips = torch.stack([inside[:, 0, :, c : c + w].sum(2) for c in columns], dim=2)
+    counts = torch.stack([strips[:, r : r + h].sum(1) for r in rows], dim=1).flatten().tolist()
+    windows = [(image, *position) for image in range(len(inside)) for position in positions]
+    filled = sorted((-count, place) for count, place in zip(counts, windows, strict=True) if count)
+    return [place for _, place in filled]
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -155,6 +180,11 @@ def _padding(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int, 
     """(left, right, top, bottom) pixels that bring an image to at least the window, centred."""
     rows, columns = (max(w - s, 0) for s, w in zip(size, window, strict=True))
     return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+
+
+def _padded(tensor: torch.Tensor, padding: tuple[int, int, int, int]) -> torch.Tensor:
+    """With zeros around it; itself, not a copy, where there are none to add."""
+    return F.pad(tensor, padding) if any(padding) else tensor
 
 
 def _check_inputs(image: torch.Tensor, inside: torch.Tensor | None) -> None:

@@ -4,6 +4,7 @@ Python is run as it stands. Commands of the bundle are first resolved as they st
 with the settings of TINY; so are the `reg4pru` commands. `make` and `mlflow ui` are parsed by their own programs.
 """
 
+import inspect
 import re
 import shlex
 import shutil
@@ -19,7 +20,9 @@ import fire
 import matplotlib
 import monai.bundle
 import pytest
+import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.networks.utils import convert_to_onnx
 from typer.testing import CliRunner
 
 from conftest import ROOT
@@ -150,6 +153,8 @@ class Reader:
 
     def bundle(self, words: list[str], where: str, run: bool = True) -> None:
         """Resolve a `run` command with the values it gives, then run it with tiny ones where its data set is there."""
+        if words[0] in ("ckpt_export", "onnx_export"):
+            return self.export(words)
         assert words[0] == "run", f"{where}: no rule for monai.bundle {words[0]}"
         given = fire.Fire({"run": lambda run_id=None, **rest: rest | {"run_id": run_id}}, command=words)
         files = given.pop("config_file")
@@ -170,6 +175,18 @@ class Reader:
             ):
                 tiny = {"logging_file": False, **settings(name, **given), **self.small(name)}
                 monai.bundle.run(run_id=run_id, config_file=files, **tiny)
+
+    def export(self, words: list[str]) -> None:
+        """Run ckpt_export. onnx_export takes long and has a test of its own: here its values are checked."""
+        name, *values = words
+        given = fire.Fire({name: lambda **rest: rest}, command=[name, *values])
+        if name == "ckpt_export":
+            with undisturbed():
+                warnings.simplefilter("ignore", torch.jit.TracerWarning)
+                monai.bundle.ckpt_export(**given)
+        else:
+            assert given["converter_kwargs"].keys() <= inspect.signature(convert_to_onnx).parameters.keys()
+            assert all(Path(given[key]).exists() for key in ("bundle_root", "config_file", "ckpt_file"))
 
     def small(self, name: str) -> dict[str, Any]:
         """TINY even where the page gives other values."""

@@ -320,12 +320,12 @@ def test_write_mask_round_trip(tmp_path: Path) -> None:
 
 
 def test_write_mask_never_leaves_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: object, file: Path, **__: object) -> None:
-        Path(file).write_bytes(b"half")
+    def full(path: Path, _: bytes) -> None:
+        path.write_text("half")
         raise OSError(28, "No space left on device")
 
     write_mask(tmp_path / "a.png", RAMP > 99)
-    monkeypatch.setattr(Image.Image, "save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space"):
         write_mask(tmp_path / "a.png", RAMP > 10)
     monkeypatch.undo()

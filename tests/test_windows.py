@@ -1,4 +1,7 @@
 import doctest
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,7 +11,9 @@ from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInferer
 
+from networks import small_network
 from reg4pru_monai import windows
+from reg4pru_monai.accounting import peak_memory
 from reg4pru_monai.windows import BACKGROUND_LOGIT, FundusWindowInferer, window_positions
 
 
@@ -136,19 +141,77 @@ def test_every_field_of_view_pixel_is_computed(data: st.DataObject) -> None:
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
+GEOMETRIES = [  # size, overlap, batch: square, not square, smaller than the window in one direction and in both
+    ((90, 70), 0.3, 4),
+    ((64, 100), 0.25, 1),
+    ((40, 81), 0.5, 3),
+    ((100, 20), 0.5, 8),
+    ((30, 25), 0.0, 2),
+    ((96, 96), 0.0, 5),
+    ((77, 131), 0.75, 7),
+]
+
+
 @pytest.mark.parametrize("blend", ["gaussian", "constant"])
-@pytest.mark.parametrize("size", [(90, 70), (64, 100), (40, 81)])
+@pytest.mark.parametrize(("size", "overlap", "batch"), GEOMETRIES)
 @pytest.mark.parametrize("with_fov", [True, False])
-def test_equals_the_sliding_window_of_monai(blend: str, size: tuple[int, int], with_fov: bool) -> None:
+def test_equals_the_sliding_window_of_monai(
+    blend: str, size: tuple[int, int], overlap: float, batch: int, with_fov: bool
+) -> None:
     torch.manual_seed(0)
     convolution = torch.nn.Conv2d(3, 1, 7, padding=3)
     image = torch.randn(2, 3, *size)
-    reference = SlidingWindowInferer((48, 32), sw_batch_size=4, overlap=0.3, mode=blend)
-    ours = FundusWindowInferer((48, 32), overlap=0.3, batch_size=5, blend=blend)
+    reference = SlidingWindowInferer((48, 32), sw_batch_size=batch, overlap=overlap, mode=blend)
+    ours = FundusWindowInferer((48, 32), overlap=overlap, batch_size=batch, blend=blend)
     fov = torch.ones(2, 1, *size) if with_fov else None
     with torch.no_grad():
         expected = reference(image, convolution)
         result = ours(image, lambda x, *_: convolution(x), fov=fov)
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("blend", ["gaussian", "constant"])
+@pytest.mark.parametrize(("size", "overlap", "batch"), GEOMETRIES)
+def test_equals_monai_inside_the_field_of_view(blend: str, size: tuple[int, int], overlap: float, batch: int) -> None:
+    torch.manual_seed(0)
+    convolution = torch.nn.Conv2d(4, 1, 7, padding=3)
+    fov = torch.cat([_disc(*size, max(size) / 3), _disc(*size, min(size) / 4)])
+
+    def network(x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        return convolution(torch.cat([x, inside], dim=1))
+
+    _assert_equals_monai(network, torch.randn(2, 3, *size), fov, (48, 32), overlap, batch, blend)
+
+
+@pytest.mark.parametrize("decoder", ["skip", "eomt"])
+@pytest.mark.parametrize("policy", ["dense", "reg4pru"])
+def test_the_segmenter_equals_itself_through_monai(policy: str, decoder: str) -> None:
+    network = small_network(policy, decoder).eval()
+    torch.manual_seed(1)
+    fov = torch.cat([_disc(88, 120, 50), _disc(88, 120, 20)])
+    _assert_equals_monai(network, torch.randn(2, 3, 88, 120) * fov, fov, (48, 48), 0.25, 5, "gaussian")
+
+
+def _assert_equals_monai(
+    network: Callable[..., torch.Tensor],
+    image: torch.Tensor,
+    fov: torch.Tensor,
+    window: tuple[int, int],
+    overlap: float,
+    batch: int,
+    blend: str,
+) -> None:
+    """MONAI's inferer gets the field of view as a fourth channel, so that it cuts it into the same windows."""
+
+    def four_channels(x: torch.Tensor) -> torch.Tensor:
+        return network(x[:, :3], x[:, 3:] > 0)
+
+    reference = SlidingWindowInferer(window, sw_batch_size=batch, overlap=overlap, mode=blend)
+    with torch.inference_mode():
+        expected = reference(torch.cat([image, fov], dim=1), four_channels)
+        result = FundusWindowInferer(window, overlap, batch, blend)(image, network, fov=fov)
+    expected = torch.where(fov, expected, BACKGROUND_LOGIT)
+    assert fov.any()
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
 
 
@@ -183,6 +246,31 @@ def test_the_network_gets_the_field_of_view_of_its_window() -> None:
         assert torch.equal(window[:, 1:2], inside.float())
 
 
+@pytest.mark.parametrize("batch", [1, 3, 8, 100])
+def test_windows_of_all_images_share_the_forwards(batch: int) -> None:
+    image, fov = _ramp(3, 100, 120), torch.cat([_disc(100, 120, r) for r in (60, 25, 0)])
+    one_by_one, network = Recorder(), Recorder()
+    inferer = FundusWindowInferer(32, batch_size=batch)
+    for i in range(3):
+        inferer(image[i : i + 1], one_by_one, fov=fov[i : i + 1])
+    inferer(image, network, fov=fov)
+    assert network.windows == one_by_one.windows
+    assert len(network.images) == math.ceil(network.windows / batch)
+    assert [len(x) for x in network.images[:-1]] == [batch] * (len(network.images) - 1)
+
+
+def test_the_default_batch_on_a_cpu_is_two() -> None:
+    network = Recorder()
+    FundusWindowInferer(32, overlap=0)(_ramp(1, 96, 96), network)
+    assert [len(batch) for batch in network.images] == [2, 2, 2, 2, 1]
+
+
+def test_windows_are_in_the_layout_of_fast_convolutions() -> None:
+    network = Recorder()
+    FundusWindowInferer(32)(_ramp(2, 70, 90), network, fov=torch.ones(2, 1, 70, 90))
+    assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in network.images)
+
+
 def test_windows_of_similar_content_share_a_batch() -> None:
     network = Recorder()
     fov = torch.cat([_disc(128, 128, 20), _disc(128, 128, 62)])
@@ -215,6 +303,50 @@ def test_images_of_a_batch_do_not_influence_each_other() -> None:
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
 
 
+def test_results_share_nothing_with_later_ones() -> None:
+    inferer, image = FundusWindowInferer(32), _ramp(2, 70, 90)
+    first = inferer(image[:1], Recorder())
+    kept = first.clone()
+    second = inferer(image[1:], Recorder())
+    assert torch.equal(first, kept)
+    first.fill_(torch.nan)
+    assert torch.equal(inferer(image[1:], Recorder()), second)
+    torch.testing.assert_close(second, image[1:, :1], atol=1e-5, rtol=0)
+
+
+def test_one_inferer_serves_several_threads() -> None:
+    inferer, images = FundusWindowInferer(32), _ramp(8, 70, 90)
+    fovs = torch.cat([_disc(70, 90, 10 + 5 * i) for i in range(8)])
+    expected = [inferer(images[i : i + 1], Recorder(), fov=fovs[i : i + 1]) for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            windows._normaliser.cache_clear()
+            found = pool.map(lambda i: inferer(images[i : i + 1], Recorder(), fov=fovs[i : i + 1]), range(8))
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_gradients_pass_also_after_inference_mode() -> None:
+    image, factor = _ramp(1, 50, 70), torch.nn.Parameter(torch.tensor(2.0))
+    inferer = FundusWindowInferer(32)
+    windows._normaliser.cache_clear()
+    windows._importance.cache_clear()
+    with torch.inference_mode():
+        inferer(image, Recorder())
+    inferer(image, lambda x: x[:, :1] * factor).sum().backward()
+    torch.testing.assert_close(factor.grad, image[:, 0].sum(), rtol=1e-4, atol=1e-2)
+
+
+def test_memory_does_not_grow_with_the_number_of_windows() -> None:
+    image, fov = _ramp(1, 256, 256), torch.ones(1, 1, 256, 256)
+    peaks = []
+    for overlap in (0.25, 0.75):
+        inferer = FundusWindowInferer(64, overlap)
+        inferer(image, Recorder(), fov=fov)  # the weights of this size are kept from here on
+        peaks.append(peak_memory(lambda f=inferer: f(image, lambda x, _: x[:, :1], fov=fov), torch.device("cpu")))
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.05)
+    assert peaks[1] * 2**20 < 4 * image.nbytes
+
+
 def test_half_precision_logits_are_blended_in_single() -> None:
     image = _ramp(1, 64, 64)
     result = FundusWindowInferer(32)(image, lambda x: x[:, :1].to(torch.bfloat16))
@@ -242,7 +374,7 @@ def test_input_errors() -> None:
     with pytest.raises(ValueError, match=r"fov must be \(B, 1, H, W\) = \(1, 1, 32, 32\)"):
         inferer(image, Recorder(), fov=torch.ones(1, 32, 32))
     with pytest.raises(ValueError, match=r"must return logits of shape \(4, 1, 16, 16\), got \(4, 3, 16, 16\)"):
-        FundusWindowInferer(16, overlap=0)(image, lambda x: x)
+        FundusWindowInferer(16, overlap=0, batch_size=4)(image, lambda x: x)
 
 
 def test_as_the_inferer_of_an_evaluator() -> None:

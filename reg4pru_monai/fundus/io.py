@@ -76,8 +76,11 @@ def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
     """Write mask (H, W) bool as an 8-bit PNG of 0 and 255, complete or not at all. Raises ValueError, OSError."""
     if mask.ndim != 2 or mask.dtype != np.bool_:
         raise ValueError(f"mask must be (H, W) bool, got {mask.shape} {mask.dtype}; threshold or squeeze it first")
+    # A mask is long runs of two values: several times as fast as Pillow's defaults, and smaller.
+    coding = {"strategy": imagecodecs.PNG.STRATEGY.RLE, "filter": imagecodecs.PNG.FILTER.NONE}
+    data = imagecodecs.png_encode(mask.astype(np.uint8) * 255, **coding)
     with replacing(path) as beside:
-        Image.fromarray(mask.astype(np.uint8) * 255).save(beside, format="PNG")
+        beside.write_bytes(data)
 
 
 def _read_bytes(path: Path) -> bytes:
