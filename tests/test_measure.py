@@ -1,0 +1,225 @@
+"""The scripts under docs/measure, on sizes that take seconds, and the laws that their tables rest on."""
+
+import importlib.util
+import re
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from conftest import ROOT
+from networks import disc, small_network
+from reg4pru_monai.accounting import count_flops
+from reg4pru_monai.encoder import Encoded
+from reg4pru_monai.fundus.phantom import make_phantom
+from reg4pru_monai.plots import save_picture
+from reg4pru_monai.policies import POLICIES, StageTrace
+from reg4pru_monai.segmenter import Segmenter, build_segmenter
+from reg4pru_monai.tokens import Route
+
+THREADS = str(torch.get_num_threads())  # left as they are
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "measure" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The lines of all tables, by their first cell."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return {first: cells for first, *cells in lines}
+
+
+# --- yardstick.py ---
+
+
+def test_the_yardstick_has_the_published_flops_and_lengths() -> None:
+    yardstick = script("yardstick")
+    lengths: list[int] = []
+    with torch.device("meta"):
+        network, image = yardstick.Yardstick().eval(), torch.zeros(1, 3, 1024, 1024)
+        for block in network.blocks:
+            block.register_forward_hook(lambda _module, _inputs, output: lengths.append(output.shape[1]))
+        assert count_flops(lambda: network(image)) == pytest.approx(511.4e9, rel=0.005)
+        assert lengths == [4101] * 9 + [4102] * 3
+        lengths.clear()
+        assert count_flops(lambda: network.pruned(0.7)(image)) == pytest.approx(316.4e9, rel=0.005)
+    assert lengths == [4101] * 3 + [2872] * 3 + [2008] * 3 + [1408] * 2 + [4102]
+
+
+def test_ours_has_the_flops_of_the_yardstick_when_tokens_leave_late_and_fewer_when_they_leave_early() -> None:
+    yardstick = script("yardstick")
+    with torch.device("meta"):
+        ours, image = build_segmenter("small", "reg4pru", "eomt").eval(), torch.zeros(1, 3, 1024, 1024)
+        late = ours.with_policy(yardstick.Late(ours.encoder.policy)).eval()
+        theirs = yardstick.Yardstick(0.7).eval()
+        assert count_flops(lambda: ours.dense()(image)) == count_flops(lambda: theirs.pruned(None)(image))
+        assert count_flops(lambda: late(image)) == count_flops(lambda: theirs(image))
+        assert count_flops(lambda: ours(image)) < 0.9 * count_flops(lambda: theirs(image))
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_the_yardstick_is_the_same_network_as_ours(pruned: bool) -> None:
+    """With the same weights, and ours removing after the stage's block, the logits are the same."""
+    yardstick = script("yardstick")
+    torch.manual_seed(0)
+    theirs, ours = (
+        yardstick.Yardstick(0.7 if pruned else None).eval(),
+        build_segmenter("small", "reg4pru", "eomt").eval(),
+    )
+    copy_weights(theirs, ours)
+    policy = yardstick.Late(ours.encoder.policy)
+    image = torch.randn(2, 3, 96, 128)
+    with torch.inference_mode():
+        expected = F.interpolate(theirs(image), size=(96, 128), mode="bilinear", align_corners=False)
+        found = (ours.with_policy(policy) if pruned else ours.dense()).eval()(image)
+    assert found.std() > 0.1
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def copy_weights(theirs: torch.nn.Module, ours: Segmenter) -> None:
+    """From the yardstick to our network."""
+    names = (
+        (r"^patch\.", "patch_embed.proj."),
+        (r"^blocks\.(\d+)\.(qkv|proj)\.", r"encoder.blocks.\1.attn.\2."),
+        (r"^blocks\.(\d+)\.(fc\d)\.", r"encoder.blocks.\1.mlp.\2."),
+        (r"^blocks\.(\d+)\.gamma", r"encoder.blocks.\1.gamma_"),
+        (r"^blocks\.", "encoder.blocks."),
+        (r"^selectors\.", "encoder.policy.base.selectors."),
+        (r"^(query$|mask_mlp|upscale)", r"decoder.\1"),
+    )
+    found = {}
+    for name, value in theirs.state_dict().items():
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        found[name] = value
+    prefix = found.pop("prefix")
+    ours.load_state_dict(found | {"cls_token": prefix[:, :1], "reg_token": prefix[:, 1:]}, strict=True)
+
+
+def test_what_the_yardstick_removes_it_puts_back() -> None:
+    yardstick = script("yardstick")
+    x = torch.randn(2, 5 + 30, yardstick.DIM)
+    removed, y = yardstick.Removed(2, 30, x.device), x
+    for count in (20, 12):
+        y = removed.split(y, torch.rand(2, y.shape[1] - 5).argsort(1), count)
+        assert y.shape[1] == 5 + count
+    assert torch.equal(removed.merged(y), x)
+
+
+def test_yardstick_prints_its_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    script("yardstick").main(["--size", "64", "--repeats", "2", "--threads", THREADS, "--late"])
+    table = rows(capsys.readouterr().out)
+    for name in ("yardstick dense", "yardstick pruned", "ours dense", "ours pruned", "ours pruned, late"):
+        seconds, gflops, speedup, possible, efficiency = map(float, table[name])
+        assert 0 < seconds < 60
+        assert 0.5 < gflops < 1.5
+        assert efficiency == pytest.approx(speedup / possible, rel=0.05)
+        assert (possible == 1) == ("dense" in name)
+    for pair in ("ours dense / yardstick dense", "ours pruned / yardstick pruned", "ours pruned / ours pruned, late"):
+        middle, low, high = map(float, re.findall(r"[\d.]+", table[pair][0]))
+        assert 0 < low <= middle <= high
+
+
+# --- fov_first.py ---
+
+
+def encode(
+    network: Segmenter, image: Tensor, mask: Tensor | None = None, inside: Route | None = None
+) -> tuple[Encoded, tuple[StageTrace, ...]]:
+    """The encoder alone. mask: (B, N) bool, False hides a token as a key in every block, but leaves it there."""
+    grid = (image.shape[2] // 4, image.shape[3] // 4)
+    tokens, prefix, query = network._embed(image, grid)
+    tokens = tokens._replace(weight=mask)
+    encoded, trace = network.encoder(tokens, prefix, query, grid, inside, query_blocks=network.decoder.query_blocks)
+    return encoded, trace.stages
+
+
+def kept_sets(stages: tuple[StageTrace, ...]) -> list[list[set[int]]]:
+    """The tokens that each stage keeps of each image, as places in the grid."""
+    return [[set(index[keep > 0].tolist()) for index, keep in zip(s.pool.index, s.keep, strict=True)] for s in stages]
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "random"])  # which draws by number of tokens
+def test_leaving_tokens_out_equals_masking_them(policy: str) -> None:
+    network, image = small_network(policy).eval(), torch.randn(2, 3, 48, 64)
+    fov = torch.cat((disc((48, 64), (24, 32), 24), disc((48, 64), (20, 28), 17))).float()
+    mask = F.max_pool2d(fov, 4).flatten(1) > 0
+    assert mask.sum(1).unique().numel() == 2
+    with torch.no_grad():
+        expected, expected_stages = encode(network, image, mask=mask)
+        found, stages = encode(network, image, inside=network.inside(fov))
+        expected_logits, logits = network._decode(image, expected, (12, 16)), network(image, fov)
+    assert kept_sets(stages) == kept_sets(expected_stages)
+    torch.testing.assert_close(found.query, expected.query, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.x[mask], expected.x[mask], atol=1e-5, rtol=1e-5)
+    assert (found.x[~mask] - expected.x[~mask]).abs().max() > 0.1  # those outside are not computed
+    # The decoder mixes neighbouring patches, so logits agree where no neighbour of the patch lies outside.
+    deep = -F.max_pool2d(-mask.unflatten(1, (12, 16)).unsqueeze(1).float(), 3, stride=1, padding=1)
+    inner = F.interpolate(deep, scale_factor=4, mode="nearest") > 0
+    assert inner.sum() > 500
+    torch.testing.assert_close(logits[inner], expected_logits[inner], atol=1e-5, rtol=1e-5)
+
+
+def test_fov_first_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--preset", "tiny", "--size", "128", "--batch", "2", "--repeats", "2", "--threads", THREADS]
+    script("fov_first").main(options)
+    table = rows(capsys.readouterr().out)
+    for name in ("1 x 128 x 128", "2 x 128 x 128"):
+        share, without, given, ratio, possible = table[name]
+        assert 0.78 < float(share) < 0.9  # of the square, and the patches on the border
+        assert 0 < float(given) < 60
+        assert 0 < float(without) < 60
+        assert 1.05 < float(possible) < 1.3
+        assert re.fullmatch(r"[\d.]+ \([\d.]+ to [\d.]+\)", ratio)
+
+
+def test_fov_first_reads_photographs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, size in enumerate(((96, 112), (96, 100))):
+        save_picture(tmp_path / f"{number}.png", make_phantom(size, seed=number).image)
+    fov_first = script("fov_first")
+    image, fov = fov_first.photographs(tmp_path, 96, 2)
+    assert image.shape[:2] == (2, 3)
+    assert fov.shape == (2, 1, *image.shape[2:])
+    assert 0.6 < fov.mean() < 0.95
+    options = ["--preset", "tiny", "--size", "96", "--batch", "1", "--repeats", "1", "--threads", THREADS]
+    fov_first.main(["--images", str(tmp_path), *options])
+    assert any(name.startswith("1 x 9") for name in rows(capsys.readouterr().out))
+    with pytest.raises(ValueError, match="must hold at least 3 photographs, got 2; lower --batch"):
+        fov_first.photographs(tmp_path, 96, 3)
+
+
+# --- time_profile.py ---
+
+
+def test_the_profile_accounts_for_every_operator_once() -> None:
+    profile = script("time_profile")
+    network, image = small_network("reg4pru").eval(), torch.randn(1, 3, 48, 64)
+    with torch.inference_mode():
+        started = time.perf_counter()
+        found = profile.times(network, image)
+        elapsed = (time.perf_counter() - started) * 1e3
+        dense = profile.times(network.dense(), image)
+    everything = {*profile.PARTS.values(), profile.KERNEL, profile.LINEAR}
+    assert set(found) == everything
+    assert set(dense) == everything - {profile.PARTS["policy"]}
+    assert 0 < sum(found.values()) <= elapsed
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_the_profile_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--preset", "tiny", "--policy", "cropr", "--size", "64", "--repeats", "2", "--threads", THREADS]
+    script("time_profile").main(options)
+    table = rows(capsys.readouterr().out)
+    shares = [cells[3] for name, cells in table.items() if cells[3].endswith("%")]
+    assert len(shares) == 11
+    assert sum(float(share.rstrip("%")) for share in shares) == pytest.approx(100, abs=1)
