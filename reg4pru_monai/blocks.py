@@ -4,10 +4,13 @@ Parameter names are timm's, so that public DINOv2 and DINOv3 backbones load (see
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def rotary_table(coordinates: Tensor, head_dim: int, base: float = 100.0) -> Tensor:
@@ -23,42 +26,65 @@ def rotary_table(coordinates: Tensor, head_dim: int, base: float = 100.0) -> Ten
     return torch.stack((angles.sin(), angles.cos()))
 
 
-def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate (B, heads, N, head_dim) by a table (2, B, N, head_dim), in the table's precision."""
+def rotate(x: Tensor, rope: Tensor | None) -> Tensor:
+    """Rotate (B, heads, N, head_dim) by a table (2, B, N, head_dim), in the table's precision; None does nothing."""
+    if rope is None:
+        return x
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return (x * rope[1].unsqueeze(1) + turned * rope[0].unsqueeze(1)).to(x.dtype)
 
 
-def soft_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+def soft_attention(q: Tensor, k: Tensor, v: Tensor, weight: Tensor, rope: Tensor | None = None) -> Tensor:
     """Attention in which each key counts as much as its soft keep weight; a token always sees itself.
 
-    q, k, v: (B, heads, N, head_dim). weight: (B, N) float in [0, 1]. Returns (B, heads, N, head_dim). With
-    e = exp(score) and g_ij = weight_j for i != j, g_ii = 1: A_ij = e_ij g_ij / sum_j e_ij g_ij (DynamicViT, Rao et al.
-    2021, eq. 10-11).
+    q, k, v: (B, heads, N, head_dim), rotated by ``rope`` if given. weight: (B, N) float in [0, 1]. Returns
+    (B, heads, N, head_dim). With e = exp(score) and g_ij = weight_j for i != j, g_ii = 1: A_ij = e_ij g_ij / sum_j
+    e_ij g_ij (DynamicViT, Rao et al. 2021, eq. 10-11).
 
     No N x N matrix is made: plain softmax over all keys, by the fused kernel, of the values [weight v, weight] gives
     numerator and denominator without the self term. That needs the share P_ii of the softmax, for which one more key
-    scores against row i what key i does, and carries a value of its own. Its mass cancels in the ratio.
+    scores against row i what key i does, and carries a value of its own. Its mass cancels in the ratio. What is cheap
+    on either side of the kernel is computed again for the gradient instead of being kept.
     """
-    share, dim = weight.to(v.dtype)[:, None, :, None], v.shape[-1]
+    share = weight.to(v.dtype)[:, None, :, None]
+    q, k, values = _again(_with_self_key, q, k, v, share, rope)
+    y = F.scaled_dot_product_attention(q, k, values, scale=v.shape[-1] ** -0.5)
+    return _again(_own_share_restored, y, v, share)
+
+
+_SELF_COLUMNS = 8  # heads widened by 8 stay on the sizes that fused kernels like
+
+
+def _again(function: Callable[..., Any], *inputs: Any) -> Any:
+    """A call whose intermediate results are not kept for the gradient but computed again."""
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def _with_self_key(
+    q: Tensor, k: Tensor, v: Tensor, share: Tensor, rope: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The queries and N + 1 keys and values of :func:`soft_attention`, each wider by _SELF_COLUMNS."""
+    q, k = rotate(q, rope), rotate(k, rope)
     wide = torch.promote_types(q.dtype, torch.float32)
     itself = (q.to(wide) * k.to(wide)).sum(-1, keepdim=True)
     rounded = itself.to(q.dtype)
     # In half precision the score of the extra key is the sum of two columns, because one rounds away a few percent.
     scores = (rounded,) if rounded.dtype == itself.dtype else (rounded, (itself - rounded).to(q.dtype))
     extra = _SELF_COLUMNS - len(scores)
-    q = F.pad(torch.cat((q, *scores), dim=-1), (0, extra))
     k = F.pad(k, (0, _SELF_COLUMNS, 0, 1))
     k[..., -1, -_SELF_COLUMNS:-extra] = 1
     values = F.pad(torch.cat((share * v, share.expand(-1, v.shape[1], -1, -1)), dim=-1), (0, _SELF_COLUMNS - 1, 0, 1))
     values[..., -1, -1] = 1
-    y = F.scaled_dot_product_attention(q, k, values, scale=dim**-0.5).to(wide)
+    return F.pad(torch.cat((q, *scores), dim=-1), (0, extra)), k, values
+
+
+def _own_share_restored(y: Tensor, v: Tensor, share: Tensor) -> Tensor:
+    """Numerator and denominator with the self term, divided. y: (B, heads, N, head_dim + _SELF_COLUMNS)."""
+    y = y.to(torch.promote_types(y.dtype, torch.float32))
     own = y[..., -1:] * (1 - share)
+    dim = v.shape[-1]
     return ((y[..., :dim] + own * v) / (y[..., dim : dim + 1] + own + 1e-12)).to(v.dtype)
-
-
-_SELF_COLUMNS = 8  # heads widened by 8 stay on the sizes that fused kernels like
 
 
 def masked_rows(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, weight: Tensor | None) -> Tensor:
@@ -93,17 +119,15 @@ class Attention(nn.Module):
         """
         batch, count, dim = x.shape
         q, k, v = self.qkv(x).view(batch, count, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        if rope is not None:
-            q, k = rotate(q, rope), rotate(k, rope)
-        if weight is None:
-            y = F.scaled_dot_product_attention(q, k, v)
-        elif weight.dtype == torch.bool:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=weight[:, None, None, :])
+        if weight is None or weight.dtype == torch.bool:
+            q, k, rope = rotate(q, rope), rotate(k, rope), None
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if weight is None else weight[:, None, None, :])
         else:
-            y = soft_attention(q, k, v, weight)
+            y = soft_attention(q, k, v, weight, rope)
         if visible is not None:
             few = visible.shape[1]
-            y = torch.cat((masked_rows(q[:, :, :few], k, v, visible, weight), y[:, :, few:]), dim=2)
+            rows = masked_rows(rotate(q, rope)[:, :, :few], rotate(k, rope), v, visible, weight)
+            y = torch.cat((rows, y[:, :, few:]), dim=2)
         return self.proj(y.transpose(1, 2).reshape(batch, count, dim))
 
 

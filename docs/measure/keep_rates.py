@@ -4,9 +4,9 @@ python docs/measure/keep_rates.py CHECKPOINT DATA [--keep-rates 1.0 0.7 0.5 0.3]
 """
 
 import argparse
-from typing import Any
 
 import torch
+from yardstick import Late
 
 from reg4pru_monai.accounting import count_flops
 from reg4pru_monai.bundle import entries
@@ -15,21 +15,8 @@ from reg4pru_monai.fundus.fov import FieldOfView
 from reg4pru_monai.fundus.io import read_mask
 from reg4pru_monai.inference import load_pipeline
 from reg4pru_monai.metrics import VesselMetrics
-from reg4pru_monai.policies import Decision, Policy, build_policy
+from reg4pru_monai.policies import build_policy
 from reg4pru_monai.segmenter import Segmenter
-
-
-class Late(Policy):
-    """A policy whose tokens leave behind the stage's own block, as in the authors' code."""
-
-    def __init__(self, base: Policy):
-        super().__init__(base.stages)
-        self.base = base
-
-    def decide(self, *arguments: Any) -> Decision:
-        """The same decision, later."""
-        decision = self.base.decide(*arguments)
-        return decision._replace(before=None, after=decision.before)
 
 
 def variants(network: Segmenter, keep_rates: list[float], random: bool) -> dict[str, Segmenter]:
