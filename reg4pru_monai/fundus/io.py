@@ -48,7 +48,11 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PI
     Returns (H, W, 3) uint8, or float32 in [0, 1] where the file has more than 8 bits per channel.
     Raises FundusReadError.
     """
-    data = _read_bytes(Path(path))
+    return decode_image(read_bytes(path), path, max_pixels=max_pixels)
+
+
+def decode_image(data: bytes, path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """:func:`read_image` of what :func:`read_bytes` returned; ``path`` is for the error messages."""
     try:
         pixels = _decode_tiff(data, path, max_pixels) if data[:4] in _TIFF_MAGIC else _decode(data, path, max_pixels)
     except FundusReadError:
@@ -83,8 +87,9 @@ def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
         beside.write_bytes(data)
 
 
-def _read_bytes(path: Path) -> bytes:
-    """The file's bytes, once its first ones are known to be those of an image."""
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The file's bytes, once its first ones are known to be those of an image. Raises FundusReadError."""
+    path = Path(path)
     if not path.exists():
         raise FundusReadError(path, "no such file; check the path")
     if not path.is_file():
