@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,9 @@ def _check_geometry(window: Sequence[int], overlap: float) -> None:
         raise ValueError(f"window_size must be one or two positive numbers of pixels, got {window}")
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap must be in [0, 1), got {overlap}")
+
+
+Place = tuple[int, int, int]
 
 
 @lru_cache(maxsize=8)
@@ -109,66 +113,114 @@ class FundusWindowInferer(Inferer):
             returns logits (b, 1, h, w). The windows are in channels_last layout, in which convolutions are faster.
         Returns logits (B, 1, H, W) float32, BACKGROUND_LOGIT outside the field of view.
         """
-        image, inside = plain(inputs), None if fov is None else plain(fov) > 0
+        image, inside = plain(inputs), None if fov is None else plain(fov)
         _check_inputs(image, inside)
-        window = self.window_size or (image.shape[-2], image.shape[-1])
-        padding = _padding((image.shape[-2], image.shape[-1]), window)
-        image = _padded(image, padding).contiguous(memory_format=torch.channels_last)
-        inside = None if inside is None else _padded(inside.to(image.device), padding)
-        logits = self._blend(image, inside, window, lambda *batch: network(*batch, *args, **kwargs))
-        if inside is not None:
-            logits.masked_fill_(~inside.to(logits.device), BACKGROUND_LOGIT)
-        left, right, top, bottom = padding
-        logits = logits[..., top : logits.shape[-2] - bottom, left : logits.shape[-1] - right]
+        fovs = None if inside is None else inside.unbind(0)
+        logits = torch.stack(self.each(image.unbind(0), lambda *batch: network(*batch, *args, **kwargs), fovs))
         return MetaTensor(logits).copy_meta_from(inputs, copy_attr=False) if isinstance(inputs, MetaTensor) else logits
+
+    def each(
+        self,
+        images: Sequence[torch.Tensor],
+        network: Callable[..., torch.Tensor],
+        fovs: Sequence[torch.Tensor] | None = None,
+    ) -> list[torch.Tensor]:
+        """The same for images of different sizes, whose windows share the forwards.
+
+        images: (C, H, W) each, on one device. fovs: (1, H, W) each, or None. Returns logits (1, H, W) each.
+        """
+        canvases = [
+            _canvas(image, None if fovs is None else fovs[number], self.window_size)
+            for number, image in enumerate(images)
+        ]
+        windows = sorted(
+            (canvas.window, -filled, number, row, column)
+            for number, canvas in enumerate(canvases)
+            for filled, row, column in _filled(canvas, self.overlap)
+        )
+        totals = self._blend(canvases, [(number, row, column) for _, _, number, row, column in windows], network)
+        return [canvas.result(total) for canvas, total in zip(canvases, totals, strict=True)]
 
     def _blend(
         self,
-        image: torch.Tensor,
-        inside: torch.Tensor | None,
-        window: tuple[int, int],
+        canvases: Sequence[_Canvas],
+        windows: Sequence[tuple[int, int, int]],
         network: Callable[..., torch.Tensor],
-    ) -> torch.Tensor:
-        """Weighted mean of the windows' logits (B, 1, H, W) float32; 0 where no window was computed."""
-        size, (h, w) = (image.shape[-2], image.shape[-1]), window
-        positions = window_positions(size, window, self.overlap)
-        if inside is None:
-            windows = [(b, *position) for b in range(len(image)) for position in positions]
-        else:
-            windows = _fullest_first(inside, positions, window)
-        device = torch.device(self.device) if self.device is not None else image.device
-        weight = _importance(window, self.blend, device)
-        total = torch.zeros((len(image), 1, *size), device=device)
-        together = self.batch_size or (2 if image.device.type == "cpu" else 8)
-        for start in range(0, len(windows), together):
-            batch = windows[start : start + together]
-            places = [(slice(b, b + 1), slice(None), slice(r, r + h), slice(c, c + w)) for b, r, c in batch]
-            # cat, unlike stack, keeps the layout of the image
-            parts = [image] if inside is None else [image, inside]
-            logits = network(*(torch.cat([part[place] for place in places]) for part in parts))
-            _check_logits(logits, (len(batch), 1, h, w))
-            for place, logit in zip(places, plain(logits).to(device, torch.float32).split(1), strict=True):
-                total[place].addcmul_(logit, weight)
-        # Where a window was left out there is no field of view, so the weights of all windows do for every image.
-        return total.div_(_normaliser(size, window, self.overlap, self.blend, device))
+    ) -> list[torch.Tensor]:
+        """Weighted mean of the windows' logits, (1, 1, H, W) float32 for each canvas; 0 where none was computed.
+
+        windows: (canvas, row, column); those of one size follow each other.
+        """
+        device = torch.device(self.device) if self.device is not None else canvases[0].image.device
+        totals = [torch.zeros((1, 1, *canvas.image.shape[-2:]), device=device) for canvas in canvases]
+        together = self.batch_size or (2 if canvases[0].image.device.type == "cpu" else 8)
+        for (h, w), group in groupby(windows, key=lambda place: canvases[place[0]].window):
+            weight = _importance((h, w), self.blend, device)
+            for batch in _batches(list(group), together):
+                places = [(number, (..., slice(r, r + h), slice(c, c + w))) for number, r, c in batch]
+                parts = [torch.cat([canvases[number].image[place] for number, place in places])]
+                insides = [(canvases[number].inside, place) for number, place in places]
+                if fovs := [inside[place] for inside, place in insides if inside is not None]:
+                    parts.append(torch.cat(fovs))
+                logits = network(*parts)
+                _check_logits(logits, (len(batch), 1, h, w))
+                found = plain(logits).to(device, torch.float32).split(1)
+                for (number, place), logit in zip(places, found, strict=True):
+                    totals[number][place].addcmul_(logit, weight)
+        for canvas, total in zip(canvases, totals, strict=True):
+            # Where a window was left out there is no field of view, so the weights of all windows do for every image.
+            size = (total.shape[-2], total.shape[-1])
+            total.div_(_normaliser(size, canvas.window, self.overlap, self.blend, device))
+        return totals
 
 
-def _fullest_first(
-    inside: torch.Tensor, positions: Sequence[tuple[int, int]], window: tuple[int, int]
-) -> list[tuple[int, int, int]]:
-    """(image, row, column) of the windows of a batch that hold field of view, the fullest first.
+class _Canvas(NamedTuple):
+    """An image that windows are cut from.
 
-    Sorted so that a forward gets windows of similar content: its cost is that of the fullest one.
-    inside: (B, 1, H, W) bool. positions: of one image, as window_positions returns them.
+    image: (1, C, H, W), padded to at least the window, channels_last, a layout that slices and torch.cat keep. inside:
+    (1, 1, H, W) bool, or None. window: (h, w). padding: (left, right, top, bottom).
     """
-    h, w = window
+
+    image: torch.Tensor
+    inside: torch.Tensor | None
+    window: tuple[int, int]
+    padding: tuple[int, int, int, int]
+
+    def result(self, logits: torch.Tensor) -> torch.Tensor:
+        """(1, 1, H, W) -> (1, h, w) without the padding, background outside the field of view."""
+        if self.inside is not None:
+            logits.masked_fill_(~self.inside.to(logits.device), BACKGROUND_LOGIT)
+        left, right, top, bottom = self.padding
+        return logits[0, :, top : logits.shape[-2] - bottom, left : logits.shape[-1] - right]
+
+
+def _canvas(image: torch.Tensor, fov: torch.Tensor | None, window_size: tuple[int, int] | None) -> _Canvas:
+    window = window_size or (image.shape[-2], image.shape[-1])
+    padding = _padding((image.shape[-2], image.shape[-1]), window)
+    padded = _padded(plain(image)[None], padding).contiguous(memory_format=torch.channels_last)
+    inside = None if fov is None else _padded(plain(fov)[None].to(image.device) > 0, padding)
+    return _Canvas(padded, inside, window, padding)
+
+
+def _filled(canvas: _Canvas, overlap: float) -> list[tuple[int, int, int]]:
+    """(pixels of the field of view, row, column) of the windows that hold any.
+
+    By their number, windows of similar content can share a forward, whose cost is that of the fullest one.
+    """
+    h, w = canvas.window
+    positions = window_positions((canvas.image.shape[-2], canvas.image.shape[-1]), canvas.window, overlap)
+    if canvas.inside is None:
+        return [(h * w, *position) for position in positions]
     rows, columns = ([*dict.fromkeys(starts)] for starts in zip(*positions, strict=True))
     # Along the columns, then along the rows: no pixel is counted for every window it lies in.
-    strips = torch.stack([inside[:, 0, :, c : c + w].sum(2) for c in columns], dim=2)
-    counts = torch.stack([strips[:, r : r + h].sum(1) for r in rows], dim=1).flatten().tolist()
-    windows = [(image, *position) for image in range(len(inside)) for position in positions]
-    filled = sorted((-count, place) for count, place in zip(counts, windows, strict=True) if count)
-    return [place for _, place in filled]
+    strips = torch.stack([canvas.inside[0, 0, :, c : c + w].sum(1) for c in columns], dim=1)
+    counts = torch.stack([strips[r : r + h].sum(0) for r in rows]).flatten().tolist()
+    return [(count, *position) for count, position in zip(counts, positions, strict=True) if count]
+
+
+def _batches(items: Sequence[Place], size: int) -> Iterator[Sequence[Place]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def plain(tensor: torch.Tensor) -> torch.Tensor:
