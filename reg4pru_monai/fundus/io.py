@@ -118,6 +118,10 @@ def _check_size(path: str | os.PathLike[str], width: int, height: int, max_pixel
 def _decode(data: bytes, path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
     """Anything but TIFF: (H, W, 3) uint8 or float32."""
     plugin = next(plugin for magic, plugin in _PILLOW_MAGIC if data.startswith(magic))
+    if plugin is PngImagePlugin.PngImageFile:
+        with plugin(io.BytesIO(data), str(path)) as image:
+            _check_size(path, *image.size, max_pixels)
+            image.verify()  # the checksums, which decoding ignores: flipped bits would become pixels
     with plugin(io.BytesIO(data), str(path)) as image:
         _check_size(path, *image.size, max_pixels)
         orientation = _orientation(image)
