@@ -19,7 +19,7 @@ from monai.bundle.workflows import ConfigWorkflow
 from monai.utils import optional_import, set_determinism
 
 from .evaluation import Evaluation, check_labels
-from .fundus.datasets import DatasetError, datalist, digest, find_samples
+from .fundus.datasets import DatasetError, datalist, digest
 from .fundus.fov import DEFAULT_DIAMETER
 from .fundus.io import FundusReadError
 from .presets import KEEP_RATE
@@ -262,17 +262,6 @@ def trained(checkpoint: str) -> dict[str, Any]:
     if not isinstance(found, dict) or UNTRAINED.keys() - found.keys():
         raise CheckpointError(f"{checkpoint}: says nothing of its configuration; it was not written by this bundle")
     return found
-
-
-def photographs(dataset_dir: Any) -> list[dict[str, str]]:
-    """One photograph, or those of a folder; masks, where it has some, are not used."""
-    if not dataset_dir:
-        raise ConfigurationError("inference needs photographs: give --dataset_dir FOLDER")
-    folder = str(dataset_dir) if isinstance(dataset_dir, int) else dataset_dir
-    if isinstance(folder, str) and Path(folder).is_file():
-        return [{"image": folder, "name": Path(folder).stem}]
-    samples = find_samples(folder, require_labels=False).samples
-    return [{"image": str(sample.image), "name": sample.name} for sample in samples]
 
 
 def train(

@@ -75,6 +75,87 @@ def release(
 
 
 @app.command()
+def segment(
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, or manifests (.txt, .csv, .tsv).")],
+    output: Annotated[Path, typer.Option(help="Folder for the results; made where it does not exist.")],
+    bundle: Annotated[Path | None, typer.Option(help="Bundle to use [default: the installed one].")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights of a training, instead of the bundle's.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
+    policy: Annotated[str | None, typer.Option(help="dense or random [default: as trained].")] = None,
+    keep_rate: Annotated[float | None, typer.Option(help="Share of tokens kept [default: as trained].")] = None,
+    outputs: Annotated[
+        str, typer.Option(help="Of mask, probability, overlay, contour, nifti, dicom-seg; with commas.")
+    ] = "mask,overlay",
+    threshold: Annotated[float, typer.Option(help="Probability from which a pixel is vessel.")] = 0.5,
+    mm_per_pixel: Annotated[
+        float | None, typer.Option(help="Scale of all photographs, for measurements in millimetres.")
+    ] = None,
+    identifiers: Annotated[str, typer.Option(help="DICOM keywords that name a row, with commas.")] = "",
+    max_pixels: Annotated[int, typer.Option(help="Larger photographs are refused.")] = 150_000_000,
+    root: Annotated[str | None, typer.Option(help="Folder that names are relative to.")] = None,
+    shard: Annotated[str, typer.Option(help="I/N: only part I of N.")] = "1/1",
+    batch_size: Annotated[int, typer.Option(help="Photographs whose windows share a forward pass.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(help="Threads to read, and to write [default: processors - 1].")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many photographs now.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew; earlier results go to earlier/.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    parquet: Annotated[bool, typer.Option("--parquet", help="Also results.parquet.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing but failures.")] = False,
+    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object per file, and a summary.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Say where the time went.")] = False,
+) -> None:
+    """Segment photographs: masks, measurements and a report. The same command again goes on where it ended.
+
+    Exit status: 0 all done, 3 done but some failed, 1 could not run, 130 or 143 when stopped.
+    """
+    from .batch import command
+    from .weights import CheckpointError
+
+    choices = {
+        "threshold": threshold,
+        "outputs": tuple(_list(outputs)),
+        "millimetres_per_pixel": mm_per_pixel,
+        "identifiers": tuple(_list(identifiers)),
+        "max_pixels": max_pixels,
+    }
+    how: dict[str, Any] = {
+        "root": root,
+        "workers": command.default_workers() if workers is None else workers,
+        "batch_size": batch_size,
+        "limit": limit,
+        "overwrite": overwrite,
+        "dry_run": dry_run,
+        "parquet": parquet,
+    }
+    network = command.Network(bundle, checkpoint, device, policy, keep_rate)
+    mode = "json" if json_lines else "quiet" if quiet else "auto"
+    try:
+        how["part"] = command.parse_shard(shard)
+        code = command.segment(inputs, output, network, choices, how, mode, profile)
+    except (*command.COULD_NOT_RUN, CheckpointError, ValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+    raise typer.Exit(code)
+
+
+@app.command()
+def status(
+    output: Annotated[Path, typer.Argument(help="The --output of reg4pru segment.")],
+    json_lines: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+) -> None:
+    """Say how far the segmentation of a folder is, across all shards: done, failed, missing and why."""
+    from .batch import command
+
+    try:
+        typer.echo(command.status(output, json_lines))
+    except (*command.COULD_NOT_RUN, ValueError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Weights, such as best.pt of a training.")],
     target: Annotated[Path, typer.Argument(help="File to write: .onnx, .pt2 (torch.export) or .ts (TorchScript).")],

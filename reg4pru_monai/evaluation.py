@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
 from monai.data import decollate_batch, list_data_collate
 from monai.transforms import Activationsd, Compose, Invertd
 from torch import Tensor
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from .accounting import compare_speed, count_flops, peak_memory, seconds
 from .files import replacing
 from .fundus.fov import FieldOfView
-from .fundus.io import read_image, read_mask, write_mask
+from .fundus.io import read_image, read_mask
 from .metrics import VesselMetrics
 from .plots import overlay, save_curves, save_picture
 from .segmenter import Segmenter
@@ -64,10 +63,14 @@ def predict(
             return inferer(image, network, fov=fov).float().cpu()
 
     spent, logits = seconds(run, device)
+    return Prediction(restored(item, logits, preprocessing), spent)
+
+
+def restored(item: Mapping[str, Any], logits: Tensor, preprocessing: Compose) -> Tensor:
+    """Logits (1, 1, h, w) of a preprocessed image -> probability (1, H, W) float32 in the original frame."""
     batch = list_data_collate([{"image": item["image"]}])
     batch["pred"] = logits
-    restored = postprocessing(preprocessing)(decollate_batch(batch)[0])["pred"]
-    return Prediction(restored.as_tensor().float(), spent)
+    return postprocessing(preprocessing)(decollate_batch(batch)[0])["pred"].as_tensor().float()
 
 
 class Evaluation:
@@ -151,33 +154,6 @@ class Evaluation:
             writer.writerows(rows)
         curves = {name: metric.curve() for name, metric in metrics.items()}
         save_curves(self.output_dir / "precision_recall.png", curves, {n: result[f"{n}/ap"] for n in curves})
-
-
-class MaskWriter:
-    """MONAI handler: writes the mask (PNG, 0 and 255, original size) and an overlay of every segmented photograph.
-
-    Files: ``masks/<name>.png`` and ``overlays/<name>.jpg`` in ``output_dir``.
-    """
-
-    def __init__(self, output_dir: str | Path, threshold: float = 0.5):
-        if not 0 < threshold < 1:
-            raise ValueError(f"threshold must be in (0, 1), got {threshold}")
-        self.output_dir = Path(output_dir)
-        self.threshold = threshold
-
-    def attach(self, engine: Engine) -> None:
-        """Register with an evaluator."""
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
-        engine.add_event_handler(Events.COMPLETED, lambda: logger.info("masks and overlays: %s", self.output_dir))
-
-    def write(self, engine: Any) -> None:
-        """Write the results of one batch."""
-        for entry, output in zip(engine.state.batch, engine.state.output, strict=True):
-            mask = output["pred"][0].cpu().numpy() >= self.threshold
-            path = self.output_dir / "masks" / f"{entry['name']}.png"
-            write_mask(path, mask)
-            image = read_image(entry["image"].meta["filename_or_obj"])
-            save_picture(self.output_dir / "overlays" / f"{entry['name']}.jpg", overlay(image, mask))
 
 
 def check_labels(data: Sequence[Mapping[str, str]]) -> None:

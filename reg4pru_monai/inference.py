@@ -11,10 +11,11 @@ from monai.transforms import Compose
 from .bundle import trained
 from .evaluation import predict
 from .fundus.io import read_image
+from .policies import build_policy
 from .segmenter import Segmenter, build_segmenter
 from .training import select_device
 from .transforms import preprocessing
-from .weights import load_network
+from .weights import CheckpointError, load_network
 from .windows import FundusWindowInferer
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "bundles" / "fundus_vessel_segmentation" / "models" / "model.pt"
@@ -66,12 +67,14 @@ def load_pipeline(
     device: str = "auto",
     keep_rate: float | list[float] | None = None,
     window_size: int | None = 256,
+    policy: str | None = None,
 ) -> Pipeline:
     """Load a trained network with the preprocessing it was trained with.
 
     checkpoint: file written by a training; default: the one of the bundle. device: "auto", "cpu", "cuda:0". keep_rate:
     share of the tokens kept at each stage, 1.0 prunes nothing; default: as trained. window_size: px at canonical scale,
-    None for the whole image at once. Raises CheckpointError.
+    None for the whole image at once. policy: "dense", or "random" to remove as many tokens by lot; default: as trained.
+    Raises CheckpointError.
     """
     where = select_device(device)
     settings = trained(str(checkpoint))
@@ -79,8 +82,21 @@ def load_pipeline(
     load_network(network, checkpoint)
     if keep_rate is not None:
         network = network.with_keep_rate(keep_rate)
+    network = _with_policy(network, policy or settings["policy"], settings["policy"])
     steps = preprocessing(settings["diameter"], with_label=False, normalization=settings["normalization"])
     return Pipeline(network, steps, FundusWindowInferer(window_size), where)
+
+
+def _with_policy(network: Segmenter, policy: str, trained_with: str) -> Segmenter:
+    if policy == trained_with:
+        return network
+    if policy == "dense":
+        return network.dense()
+    if policy == "random":
+        return network.with_policy(build_policy("random", 0, network.encoder.policy.stages))
+    raise CheckpointError(
+        f"the checkpoint was trained for {trained_with!r}: give that, dense or random, not {policy!r}"
+    )
 
 
 def _planes(pixels: np.ndarray) -> MetaTensor:

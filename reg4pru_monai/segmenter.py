@@ -52,6 +52,11 @@ class Segmenter(nn.Module):
         """
         return self._run(image, fov, self.draw(), trace=False)[0]
 
+    def forward_with_lengths(self, image: Tensor, fov: Tensor | Route | None = None) -> tuple[Tensor, tuple[int, ...]]:
+        """As ``forward``, and the sequence length of each block."""
+        logits, trace = self._run(image, fov, self.draw(), trace=False)
+        return logits, trace.lengths
+
     def forward_with_trace(
         self, image: Tensor, fov: Tensor | Route | None = None, step: Step | None = None
     ) -> tuple[Tensor, Trace]:

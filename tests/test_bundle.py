@@ -91,10 +91,10 @@ def test_inference_writes_what_the_network_predicts_at_the_size_of_each_photogra
     run("inference", dataset_dir=str(folder), checkpoint=best, output_dir=str(tmp_path / "out"), threshold=0.1)
     segment = load_pipeline(best, window_size=TINY["window_size"])
     for path in folder.iterdir():
-        mask = read_mask(tmp_path / "out" / "masks" / f"{path.stem}.png")
+        mask = read_mask(tmp_path / "out" / "masks" / f"{path.name}.png")
         assert mask.shape == read_image(path).shape[:2]
         assert np.array_equal(mask, segment(path).probability >= 0.1)
-        assert read_image(tmp_path / "out" / "overlays" / f"{path.stem}.jpg").shape == read_image(path).shape
+        assert read_image(tmp_path / "out" / "overlays" / f"{path.name}.jpg").shape == read_image(path).shape
 
 
 def test_two_processes_end_with_equal_weights_and_only_one_writes(tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_one_photograph_is_segmented_as_a_folder_is(training: Path, phantom_set:
     photograph = sorted((phantom_set / "images").glob("*.png"))[0]
     best = str(training / "checkpoints" / "best.pt")
     run("inference", dataset_dir=str(photograph), checkpoint=best, output_dir=str(tmp_path / "out"))
-    assert [path.name for path in (tmp_path / "out" / "masks").iterdir()] == [photograph.name]
+    assert [path.name for path in (tmp_path / "out" / "masks").iterdir()] == [f"{photograph.name}.png"]
 
 
 def test_an_unknown_policy_option_is_named(phantom_set: Path, tmp_path: Path) -> None:

@@ -1,18 +1,16 @@
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from monai.data import MetaTensor
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from networks import small_network
-from reg4pru_monai.evaluation import Evaluation, MaskWriter, Prediction, check_labels, predict
+from reg4pru_monai.evaluation import Evaluation, Prediction, check_labels, predict
 from reg4pru_monai.fundus.datasets import datalist
 from reg4pru_monai.fundus.fov import detect_fov
 from reg4pru_monai.fundus.io import read_image, read_mask
@@ -123,29 +121,6 @@ def test_keeping_every_token_is_dense(entries: list[dict[str, str]], network: Se
         assert result[name] == pytest.approx(result[name.replace("pruned", "dense")], abs=1e-6, nan_ok=True), name
     images = [probabilities(each, entries[:1])[0] for each in (network.with_keep_rate(1.0), network.dense())]
     assert np.allclose(*images, atol=1e-5)
-
-
-def test_the_mask_writer_keeps_size_and_values(tmp_path: Path) -> None:
-    source = tmp_path / "eye.png"
-    Image.fromarray(np.full((30, 50, 3), 90, np.uint8)).save(source)
-    probability = torch.zeros(1, 30, 50)
-    probability[0, 5:9, 40:45] = 0.6
-    probability[0, 20, 3] = 0.59
-    image = MetaTensor(torch.zeros(3, 30, 50), meta={"filename_or_obj": str(source)})
-    state = SimpleNamespace(batch=[{"name": "eye", "image": image}], output=[{"pred": probability}])
-    MaskWriter(tmp_path / "out", threshold=0.6).write(SimpleNamespace(state=state))
-    written = read_image(tmp_path / "out" / "masks" / "eye.png")[..., 0]
-    assert np.array_equal(written, np.where(probability[0].numpy() >= 0.6, 255, 0))
-    overlay = read_image(tmp_path / "out" / "overlays" / "eye.jpg").astype(int)
-    assert overlay.shape == (30, 50, 3)
-    assert overlay[6, 42, 1] > overlay[6, 42, 0] + 50
-    assert abs(overlay[25, 20] - 90).max() < 10
-
-
-@pytest.mark.parametrize("threshold", [0, 1, -0.5, 2])
-def test_a_threshold_is_a_probability(threshold: float, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"threshold must be in \(0, 1\), got {threshold}"):
-        MaskWriter(tmp_path, threshold)
 
 
 def test_a_mask_without_vessels_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""Bundles: inference.yaml runs the batch engine, and the command takes the network of any bundle."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from ..bundle import ConfigurationError
+from ..inference import CHECKPOINT, Pipeline
+from .inputs import list_inputs
+from .progress import Display
+from .segment import segment_photographs
+from .settings import SettingsError, settings_of
+
+INSTALLED = CHECKPOINT.parents[1]
+_KEYS = ("network", "preprocessing", "inferer", "torch_device")
+
+
+def photographs(dataset_dir: Any, output_dir: str) -> list[dict[str, str]]:
+    """The photographs that inference was given, as MONAI wants a data list: path and name."""
+    return [{"image": item.path, "name": item.name} for item in list_inputs(_inputs(dataset_dir), output_dir).items]
+
+
+def _inputs(dataset_dir: Any) -> list[str]:
+    if not dataset_dir:
+        raise ConfigurationError("inference needs photographs: give --dataset_dir FOLDER")
+    # Fire makes a number of a folder called 2020.
+    return [str(each) for each in (dataset_dir if isinstance(dataset_dir, list | tuple) else [dataset_dir])]
+
+
+def run_bundle(
+    dataset_dir: Any,
+    output_dir: str,
+    pipeline: Pipeline,
+    workers: int,
+    batch_size: int,
+    overwrite: bool = False,
+    **choices: Any,
+) -> None:
+    """The ``run`` of inference.yaml. Raises SystemExit with the status of the run where it is not 0."""
+    display = Display()
+    summary = segment_photographs(
+        _inputs(dataset_dir),
+        output_dir,
+        pipeline,
+        settings_of(pipeline, **choices),
+        workers=workers,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        started=display.started,
+        progress=display.progress,
+    )
+    display.ended(summary)
+    if summary.exit_status:
+        raise SystemExit(summary.exit_status)
+
+
+def load_bundle(folder: Path, device: str) -> Pipeline:
+    """Network, preprocessing and windows as a bundle's inference.yaml defines them, which can run any code.
+
+    Raises SettingsError where the folder is no such bundle.
+    """
+    path = folder / "configs" / "inference.yaml"
+    if not path.is_file():
+        raise SettingsError(f"{folder}: no bundle for segmentation, it has no configs/inference.yaml")
+    parser = ConfigParser()
+    parser.read_config(str(path))
+    parser.update({"bundle_root": str(folder.resolve()), "device": device})
+    missing = [key for key in _KEYS if key not in parser]
+    if missing:
+        raise SettingsError(f"{path}: {', '.join(missing)} not defined there; only bundles of this project are run")
+    return Pipeline(*(parser.get_parsed_content(key) for key in _KEYS))
+
+
+def bundle_digest(folder: Path) -> str:
+    """SHA-256 over names and contents of the bundle's configurations and weights."""
+    digest = hashlib.sha256()
+    for path in sorted([*(folder / "configs").glob("*"), *(folder / "models").glob("*")]):
+        if path.is_file():
+            digest.update(os.fsencode(path.relative_to(folder).as_posix()) + b"\0")
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()

@@ -1,0 +1,142 @@
+"""`reg4pru segment` and `reg4pru status`, without the parsing of their options."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..inference import CHECKPOINT, Pipeline, load_pipeline
+from .bundle import INSTALLED, bundle_digest, load_bundle
+from .failures import WriteError
+from .inputs import InputError
+from .journal import LockedError
+from .progress import Display
+from .segment import Summary, segment_photographs
+from .settings import SettingsError, settings_of
+from .status import Status, read_status
+
+COULD_NOT_RUN = (InputError, SettingsError, LockedError, WriteError, OSError)
+
+
+class Network(NamedTuple):
+    """Which network: a bundle, or a checkpoint (default: the installed bundle's), and how it prunes."""
+
+    bundle: Path | None
+    checkpoint: Path | None
+    device: str
+    policy: str | None
+    keep_rate: float | None
+
+
+def load(network: Network, say: Any) -> Pipeline:
+    """The pipeline that was asked for. ``say`` gets what the user should know about a foreign bundle."""
+    if network.bundle is None or network.bundle.resolve() == INSTALLED.resolve():
+        checkpoint = network.checkpoint or CHECKPOINT
+        return load_pipeline(checkpoint, network.device, network.keep_rate, policy=network.policy)
+    if network.checkpoint is not None or network.policy is not None:
+        raise SettingsError("--bundle brings its own weights and policy: give it without --checkpoint and --policy")
+    say(
+        f"{network.bundle} is not the installed bundle: its configuration can run any code with your rights. Use it "
+        "only if you trust where it came from. SHA-256 of its configurations and weights: "
+        f"{bundle_digest(network.bundle)}"
+    )
+    pipeline = load_bundle(network.bundle, network.device)
+    if network.keep_rate is not None:
+        pipeline.network = pipeline.network.with_keep_rate(network.keep_rate)
+    return pipeline
+
+
+def default_workers() -> int:
+    """Threads for reading, and for writing: all processors but the network's, at most 8."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(available - 1, 1), 8)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """I/N. Raises InputError."""
+    try:
+        number, count = (int(part) for part in text.split("/"))
+    except ValueError:
+        raise InputError(f"--shard must be I/N, such as 1/4, got {text!r}") from None
+    return number, count
+
+
+def segment(
+    inputs: Sequence[str],
+    output: Path,
+    network: Network,
+    choices: dict[str, Any],
+    how: dict[str, Any],
+    mode: str = "auto",
+    profile: bool = False,
+) -> int:
+    """Run, and say how it went. Returns the exit status.
+
+    choices: of Settings. how: keyword arguments of segment_photographs.
+    """
+    display = Display(mode)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of damaged files stands in errors.csv
+    pipeline = load(network, lambda text: print(text, file=sys.stderr))
+    summary = segment_photographs(
+        inputs,
+        output,
+        pipeline,
+        settings_of(pipeline, **choices),
+        started=display.started,
+        progress=display.progress,
+        **how,
+    )
+    if how.get("dry_run"):
+        print(planned(summary))
+        return 0
+    display.ended(summary, profile)
+    return summary.exit_status
+
+
+def planned(summary: Summary) -> str:
+    """What a run would do."""
+    lines = [
+        f"{summary.listed} photographs found, {summary.own} in this shard",
+        f"{summary.before} done before, {summary.missing} to do",
+        *summary.notices,
+        "nothing was written",
+    ]
+    return "\n".join(lines)
+
+
+def status(output: Path, as_json: bool = False, failures: int = 20) -> str:
+    """How far an output folder is, as text."""
+    found = read_status(output)
+    if as_json:
+        return json.dumps(_status_values(found))
+    lines = [
+        f"{found.listed} photographs: {found.done} done, {len(found.failures)} failed, {found.missing} missing",
+        "",
+    ]
+    lines.append(f"{'shard':<9}{'state':<9}{'own':>9}{'done':>9}{'failed':>8}  since, on")
+    lines += [
+        f"{each.shard:<9}{each.state:<9}{each.own:>9}{each.done:>9}{each.failed:>8}  {each.started}, {each.host}"
+        for each in found.shards
+    ]
+    if found.failures:
+        lines += ["", "failed:"]
+        lines += [f"  {record.name!r}: {(record.error or {}).get('message')}" for record in found.failures[:failures]]
+        if len(found.failures) > failures:
+            lines.append(f"  and {len(found.failures) - failures} more, see {output / 'errors.csv'}")
+    if found.missing:
+        lines += ["", "the missing ones were not begun, or cut off: the same commands go on with them"]
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+
+
+def _status_values(found: Status) -> dict[str, Any]:
+    return {
+        "listed": found.listed,
+        "done": found.done,
+        "failed": len(found.failures),
+        "missing": found.missing,
+        "shards": [each._asdict() for each in found.shards],
+        "failures": [record.error for record in found.failures],
+    }

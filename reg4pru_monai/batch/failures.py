@@ -1,0 +1,77 @@
+"""Why a photograph could not be segmented, and what its owner can do about it."""
+
+import errno
+from typing import Any
+
+import torch
+
+from ..bundle import root_cause
+from ..fundus.io import FundusReadError
+from .columns import Column
+from .inputs import Item
+
+FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTCONN, errno.ESTALE)
+
+COLUMNS = (
+    Column("path", "", "The file, relative to the root folder."),
+    Column("stage", "", "What was being done: read, prepare, network, measure or write."),
+    Column("type", "", "The kind of the exception."),
+    Column("message", "", "What went wrong."),
+    Column("remedy", "", "What to do about it."),
+)
+
+
+class StageError(Exception):
+    """A failure of one photograph at one stage. cause: the first error, without what MONAI wrapped around it."""
+
+    def __init__(self, stage: str, error: BaseException) -> None:
+        self.stage = stage
+        self.cause = root_cause(error)
+        super().__init__(f"{stage}: {self.cause!r}")
+
+
+class NetworkError(RuntimeError):
+    """The network returned values that are no numbers."""
+
+
+class WriteError(OSError):
+    """The output folder cannot be written to, which no other photograph would survive either."""
+
+
+def error_row(item: Item, stage: str, error: BaseException) -> dict[str, Any]:
+    """The row of errors.csv."""
+    message = error.reason if isinstance(error, FundusReadError) else str(error) or repr(error)
+    first = message.strip().splitlines()[0][:500] if message.strip() else type(error).__name__
+    return {
+        "path": item.name,
+        "stage": stage,
+        "type": type(error).__name__,
+        "message": first,
+        "remedy": remedy(stage, error),
+    }
+
+
+def remedy(stage: str, error: BaseException) -> str:
+    """What helps, one sentence."""
+    if isinstance(error, FundusReadError):
+        return "Open the file in a viewer; if it is damaged there too, copy or export it again, then run again."
+    if is_out_of_memory(error):
+        return "Give --batch-size 1, fewer --workers or a smaller --max-pixels, or use a machine with more memory."
+    if isinstance(error, NetworkError):
+        return "Look at the photograph; if it is normal, report it: the weights may be damaged (see run.json)."
+    if isinstance(error, OSError):
+        return "Check that the file and its folder are still there and can be read, then run again."
+    return "Run again; if it fails again, report it with this line and run.json."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on whatever device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether an error of writing concerns the output folder, not the photograph."""
+    return isinstance(error, OSError) and error.errno in FATAL

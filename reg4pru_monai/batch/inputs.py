@@ -1,0 +1,228 @@
+"""What to segment: files, folders, globs and manifests -> photographs with names, the same from run to run."""
+
+import csv
+import glob
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..fundus.datasets import find_samples
+from ..fundus.io import IMAGE_SUFFIXES
+
+DICOM_SUFFIXES = (".dcm", ".dicom")
+MANIFEST_SUFFIXES = (".txt", ".csv", ".tsv")
+_MASK_FOLDER = re.compile(r"mask|manual|label|observer|segmentation|ground.?truth", re.IGNORECASE)
+
+
+class InputError(ValueError):
+    """Inputs that name nothing, or nothing that can be listed."""
+
+
+class Item(NamedTuple):
+    """One file to segment. name: its path below the root, with "/"; identifies it in every output. path: absolute."""
+
+    name: str
+    path: str
+
+
+class Listing(NamedTuple):
+    """root: absolute folder that all names are relative to. items: by name. ignored: files of other kinds, by suffix.
+
+    notices: sentences about what was left out (folders that cannot be read, links that lead in circles).
+    """
+
+    root: str
+    items: list[Item]
+    ignored: dict[str, int]
+    notices: list[str]
+
+
+def list_inputs(inputs: Sequence[str | os.PathLike[str]], output: str | Path, root: str | None = None) -> Listing:
+    """Find the photographs.
+
+    inputs: files (taken whatever their name), folders (searched for image suffixes and DICOM; links to folders are
+        followed, hidden files and the output folder are not entered), globs, and manifests: text with one path per
+        line, or CSV/TSV with a column ``path``; relative paths there start from the manifest's folder.
+    root: folder that names are relative to; default: the deepest folder that holds all inputs.
+    Raises InputError.
+    """
+    found = _Found(os.path.realpath(output))
+    for entry in inputs:
+        found.add(os.fspath(entry))
+    if not found.paths:
+        other = _counts(found.ignored)
+        raise InputError(f"no photograph in {', '.join(map(str, inputs))}{f' (only {other})' if other else ''}")
+    base = os.path.abspath(root) if root is not None else _common(found.bases)
+    items = {Item(_name(path, base), path) for path in found.paths}
+    return Listing(base, sorted(items), dict(sorted(found.ignored.items())), found.notices)
+
+
+def shard(items: Iterable[Item], number: int, count: int) -> list[Item]:
+    """The items of shard ``number`` (from 1) of ``count``.
+
+    An item's shard follows from its name alone, so it stays the same when others come or go.
+    """
+    if not 1 <= number <= count:
+        raise InputError(f"shard must be I/N with 1 <= I <= N, got {number}/{count}")
+    if count == 1:
+        return list(items)
+    return [item for item in items if _hash(item.name) % count == number - 1]
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
+
+
+class _Found:
+    """Collects paths; ``bases`` are folders that hold them."""
+
+    def __init__(self, output: str) -> None:
+        self.output = output
+        self.paths: dict[str, None] = {}
+        self.bases: set[str] = set()
+        self.ignored: Counter[str] = Counter()
+        self.notices: list[str] = []
+
+    def add(self, entry: str) -> None:
+        if os.path.isdir(entry):
+            self._folder(entry)
+        elif entry.lower().endswith(MANIFEST_SUFFIXES) and os.path.exists(entry):
+            for path in read_manifest(entry):
+                self._file(path)
+        elif os.path.lexists(entry):
+            self._file(entry)
+        else:
+            self._glob(entry)
+
+    def _file(self, path: str) -> None:
+        path = os.path.abspath(path)
+        self.paths[path] = None
+        self.bases.add(os.path.dirname(path))
+
+    def _glob(self, pattern: str) -> None:
+        matches = sorted(glob.glob(pattern, recursive=True))
+        if not matches:
+            raise InputError(f"{pattern}: no such file or folder, and no file matches it; check the path")
+        for path in matches:
+            self._folder(path) if os.path.isdir(path) else self._suffixed(path)
+
+    def _suffixed(self, path: str) -> None:
+        if path.lower().endswith((*IMAGE_SUFFIXES, *DICOM_SUFFIXES)):
+            self._file(path)
+        else:
+            self.ignored[os.path.splitext(path)[1].lower() or "no suffix"] += 1
+
+    def _folder(self, folder: str) -> None:
+        folder = os.path.abspath(folder)
+        self.bases.add(folder)
+        entered, masks = {_identity(folder)}, _masks(folder)
+        for top, folders, files in os.walk(folder, followlinks=True, onerror=self._unreadable):
+            if "images" in folders:
+                folders[:] = [name for name in folders if not self._holds_masks(os.path.join(top, name))]
+            folders[:] = sorted(name for name in folders if self._enter(os.path.join(top, name), entered))
+            for path in (os.path.join(top, name) for name in files if not name.startswith(".")):
+                if path not in masks:
+                    self._walked(path)
+        if masks:
+            self.notices.append(f"{folder} is a data set: its {len(masks)} masks are not segmented")
+
+    def _holds_masks(self, folder: str) -> bool:
+        found = _MASK_FOLDER.search(os.path.basename(folder)) is not None
+        if found:
+            self.notices.append(f"{folder} lies beside a folder called images and was left out")
+        return found
+
+    def _walked(self, path: str) -> None:
+        if path.lower().endswith((*IMAGE_SUFFIXES, *DICOM_SUFFIXES)) or _is_unnamed_dicom(path):
+            self.paths[path] = None
+        else:
+            self.ignored[os.path.splitext(path)[1].lower() or "no suffix"] += 1
+
+    def _enter(self, folder: str, entered: set[tuple[int, int]]) -> bool:
+        """Whether to go down: not into hidden folders, the output, or a folder that was entered before."""
+        if os.path.basename(folder).startswith(".") or os.path.realpath(folder) == self.output:
+            return False
+        try:
+            identity = _identity(folder)
+        except OSError as error:
+            self._unreadable(error)
+            return False
+        if identity in entered:
+            self.notices.append(f"{folder} leads to a folder that is searched already and was left out")
+            return False
+        entered.add(identity)
+        return True
+
+    def _unreadable(self, error: OSError) -> None:
+        self.notices.append(f"{error.filename} cannot be listed ({error.strerror}) and was left out")
+
+
+def _is_unnamed_dicom(path: str) -> bool:
+    """DICOM files often have no suffix, or the last number of their identifier for one."""
+    suffix = os.path.splitext(path)[1]
+    if suffix and not suffix[1:].isdigit():
+        return False
+    try:
+        if not os.path.isfile(path):
+            return False
+        with open(path, "rb") as file:
+            return file.read(132).endswith(b"DICM")
+    except OSError:
+        return False
+
+
+def _masks(folder: str) -> frozenset[str]:
+    """The masks of a data set whose photographs and masks share a folder; none where it is no data set."""
+    try:
+        samples = find_samples(folder).samples
+    except ValueError:
+        return frozenset()
+    labels = [sample.label for sample in samples if sample.label is not None]
+    return frozenset(os.path.abspath(label) for label in labels if label.parent == samples[0].image.parent)
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def read_manifest(path: str) -> Iterator[str]:
+    """Paths of a manifest; relative ones start from its own folder. Raises InputError."""
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            if path.lower().endswith(".txt"):
+                lines = [line.rstrip("\r\n") for line in file]
+            else:
+                table = csv.DictReader(file, delimiter="\t" if path.lower().endswith(".tsv") else ",")
+                if "path" not in (table.fieldnames or ()):
+                    raise InputError(f"{path}: a manifest needs a column named path, got {table.fieldnames}")
+                lines = [row["path"] or "" for row in table]
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{path}: not a readable manifest: {error}") from error
+    yield from (os.path.join(folder, line) for line in lines if line.strip())
+
+
+def _common(bases: Iterable[str]) -> str:
+    try:
+        return os.path.commonpath(sorted(bases))
+    except ValueError:  # Windows: on several drives
+        raise InputError("the inputs have no folder in common; give --root, or segment them into two outputs") from None
+
+
+def _name(path: str, root: str) -> str:
+    relative = os.path.relpath(path, root)
+    if relative == os.pardir or relative.startswith(os.pardir + os.sep):
+        raise InputError(
+            f"{path} lies outside of {root}, which the names in the output are relative to; "
+            "give another --output, or --root with a folder above both"
+        )
+    return relative.replace(os.sep, "/")
+
+
+def _counts(ignored: Counter[str]) -> str:
+    return ", ".join(f"{count} x {suffix}" for suffix, count in sorted(ignored.items()))

@@ -1,0 +1,159 @@
+"""What was done, line by line: a result counts from the moment its line is on disk.
+
+Every process appends to a journal file of its own, so that several on one folder never write into each other's. A line
+that a kill cut off is ignored, and its photograph segmented again.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+STATE = ".reg4pru"
+
+
+class LockedError(RuntimeError):
+    """Another process works on the same photographs of the same output folder."""
+
+
+class Record(NamedTuple):
+    """The line of one photograph.
+
+    status: "done" or "failed". size, mtime_ns: of the file, by which a change is noticed. rows: of results.csv, one for
+    each frame. error: row of errors.csv, or None. outputs: files written, relative to the output folder.
+    """
+
+    name: str
+    status: str
+    size: int
+    mtime_ns: int
+    rows: list[dict[str, Any]]
+    error: dict[str, Any] | None
+    outputs: list[str]
+
+
+class Journal:
+    """The journal of this process; lines may come from several threads."""
+
+    def __init__(self, output: Path, header: Mapping[str, Any]) -> None:
+        folder = output / STATE / "journal"
+        folder.mkdir(parents=True, exist_ok=True)
+        started = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+        self.path = folder / f"{started}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
+        self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115  # kept open for the run
+        self._lock = threading.Lock()
+        self._write({"run": {"host": socket.gethostname(), "pid": os.getpid(), **header}})
+
+    def add(self, record: Record) -> None:
+        """Append the line of a photograph; it is on disk when this returns. Raises OSError."""
+        self._write({"record": record._asdict()})
+
+    def close(self, **summary: Any) -> None:
+        """Append how the run ended, and close the file."""
+        try:
+            self._write({"end": summary})
+        finally:
+            self._file.close()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        data = json.dumps(line, allow_nan=False).encode() + b"\n"  # ASCII, so that any file name survives
+        with self._lock:
+            start = self._file.tell()
+            try:
+                written = self._file.write(data)
+                if written != len(data):
+                    raise OSError(28, "the line could be written in part only: no space left")
+                os.fsync(self._file.fileno())
+            except OSError:
+                self._file.truncate(start)  # half a line would swallow the next one
+                self._file.seek(start)
+                raise
+
+
+class Run(NamedTuple):
+    """One journal file. header: what the run was; end: how it ended, None while it runs or after a kill."""
+
+    path: Path
+    header: dict[str, Any]
+    end: dict[str, Any] | None
+
+
+def read_journals(output: Path) -> Iterator[tuple[Run, Iterator[Record]]]:
+    """Every journal of an output folder, the oldest first, with its records. Lines that are cut off are left out."""
+    for path in sorted((output / STATE / "journal").glob("*.jsonl")):
+        header, end = None, None
+        for line in _lines(path):
+            header = line.get("run", header)
+            end = line.get("end", end)
+        if header is not None:
+            yield Run(path, header, end), (Record(**line["record"]) for line in _lines(path) if "record" in line)
+
+
+def latest_records(output: Path, settings: str) -> dict[str, Record]:
+    """The last record of every photograph, by name, among the runs with the settings of this digest.
+
+    A failure does not undo an earlier result of the same file.
+    """
+    found: dict[str, Record] = {}
+    for run, records in read_journals(output):
+        if run.header.get("settings") != settings:
+            continue
+        for record in records:
+            earlier = found.get(record.name)
+            if record.status == "done" or earlier is None or earlier.status != "done" or _differs(earlier, record):
+                found[record.name] = record
+    return found
+
+
+def _differs(first: Record, second: Record) -> bool:
+    return (first.size, first.mtime_ns) != (second.size, second.mtime_ns)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with open(path, "rb") as file:
+        for line in file:
+            try:
+                content = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:  # a damaged line costs its photograph another computation, nothing else
+                content = None
+            if isinstance(content, dict):
+                yield content
+
+
+@contextmanager
+def locked(output: Path, name: str, wait: bool = False, mark: bool = True) -> Iterator[None]:
+    """Hold a lock of the output folder; released by the system however the process ends.
+
+    wait: wait for it instead of raising LockedError. mark: leave in it who holds it. Where the file system knows no
+    locks there are none.
+    """
+    path = output / STATE / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                file.seek(0)
+                raise LockedError(
+                    f"another run ({file.read().strip() or 'of unknown origin'}) works on {output}; wait for it, "
+                    "or give --shard I/N to share the work"
+                ) from None
+            except OSError:  # some network file systems; results stay whole, only work may be done twice
+                pass
+        if mark:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+            file.flush()
+        yield

@@ -1,0 +1,178 @@
+"""What a run does with every photograph, and that an output folder never mixes results of different settings."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import __version__
+from ..files import replacing
+from ..inference import Pipeline
+from .dicom import INSTALL, check_identifiers
+from .journal import STATE
+
+OUTPUTS = ("mask", "probability", "overlay", "contour", "nifti", "dicom-seg")
+
+
+class SettingsError(ValueError):
+    """A setting that does not exist, or does not fit what the output folder holds."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the results depend on, beside the photographs. Another value anywhere here makes other results.
+
+    weights: digest of the network's weights. network: architecture and what is pruned. preprocessing: diameter (px) and
+    normalization. window: side (px, None for the whole image) and overlap (fraction). threshold: in (0, 1). outputs:
+    names of OUTPUTS. millimetres_per_pixel: of the photographs, or None. identifiers: DICOM keywords that name a row.
+    max_pixels: larger photographs are refused.
+    """
+
+    weights: str
+    network: dict[str, Any]
+    preprocessing: dict[str, Any]
+    window: dict[str, Any]
+    threshold: float = 0.5
+    outputs: tuple[str, ...] = ("mask", "overlay")
+    millimetres_per_pixel: float | None = None
+    identifiers: tuple[str, ...] = ()
+    max_pixels: int = 150_000_000
+    version: str = __version__
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.threshold < 1.0:
+            raise SettingsError(f"threshold must be in (0, 1), got {self.threshold}")
+        unknown = [name for name in self.outputs if name not in OUTPUTS]
+        if unknown or not self.outputs:
+            raise SettingsError(f"outputs must be some of {', '.join(OUTPUTS)}, got {', '.join(unknown) or 'none'}")
+        if "dicom-seg" in self.outputs and not find_spec("highdicom"):
+            raise SettingsError(f"the output dicom-seg needs highdicom: {INSTALL}")
+        if self.millimetres_per_pixel is not None and not 0.0 < self.millimetres_per_pixel < 1.0:
+            raise SettingsError(
+                f"millimetres per pixel must be in (0, 1), got {self.millimetres_per_pixel}; a fundus photograph has "
+                "some 0.005"
+            )
+        if self.max_pixels < 1:
+            raise SettingsError(f"max_pixels must be at least 1, got {self.max_pixels}")
+        check_identifiers(self.identifiers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they come back from JSON."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all values, hexadecimal."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def settings_of(pipeline: Pipeline, **choices: Any) -> Settings:
+    """The settings of a pipeline. choices: threshold, outputs and what else is the user's. Raises SettingsError."""
+    encoder, inferer = pipeline.network.encoder, pipeline.inferer
+    network = {
+        "blocks": len(encoder.blocks),
+        "policy": type(encoder.policy).__name__,
+        "stages": [list(stage) for stage in encoder.policy.stages],
+        "reactivate": encoder.reactivate,
+        "decoder": type(pipeline.network.decoder).__name__,
+    }
+    _, canonical, normalize = pipeline.preprocessing.transforms
+    preprocessing = {"diameter": canonical.diameter, "normalization": normalize.method}
+    window = {"size": inferer.window_size, "overlap": inferer.overlap, "blend": inferer.blend}
+    return Settings(weights_digest(pipeline.network), network, preprocessing, window, **choices)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of the weights, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def claim(output: Path, settings: Settings, root: str, moved: bool = False) -> None:
+    """Make an output folder, or enter one that was made with the same settings and root.
+
+    moved: whether the photographs may lie under another root than before, with the same names below it.
+    Raises SettingsError, OSError.
+    """
+    path = output / STATE / "settings.json"
+    content = {"settings": settings.to_dict(), "root": root}
+    if not path.exists():
+        _create(path, content)
+    earlier, known_root = read_claim(output)
+    different = _differences(earlier.to_dict(), settings.to_dict())
+    if different:
+        raise SettingsError(
+            f"{output} holds results of other settings ({'; '.join(different)}). Results of different settings are not "
+            "mixed: give another --output, the earlier settings, or --overwrite"
+        )
+    if known_root != root:
+        if not moved:
+            raise SettingsError(
+                f"{output} was started with photographs below {known_root}, and names in it are relative to that. "
+                f"These lie below {root}: give another --output, or --root with the folder that stands for it now"
+            )
+        _replace(path, content)
+
+
+def read_claim(output: Path) -> tuple[Settings, str]:
+    """Settings and root of an output folder. Raises SettingsError."""
+    path = output / STATE / "settings.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = {key: _tuple(value) for key, value in known["settings"].items()}
+        return Settings(**values), known["root"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SettingsError(f"{path}: damaged ({error!r}); give another --output, or --overwrite") from error
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _create(path: Path, content: Mapping[str, Any]) -> None:
+    """Write, unless another process was faster."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        _replace(beside, content)
+        os.link(beside, path)
+    except FileExistsError:
+        pass
+    except OSError:  # no hard links here, as on some network shares
+        _replace(path, content)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _replace(path: Path, content: Mapping[str, Any]) -> None:
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """A phrase for every value that is not what it was."""
+    found = []
+    for key in sorted(earlier.keys() | now.keys()):
+        before, after = earlier.get(key), now.get(key)
+        if before == after:
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += [f"{key} {phrase}" for phrase in _differences(before, after)]
+        else:
+            found.append(f"{key} was {_brief(before)}, is {_brief(after)}")
+    return found
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:16] + "…" + text[-8:]

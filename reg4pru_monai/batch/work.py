@@ -1,0 +1,222 @@
+"""What is done with one photograph: read, prepare, compute, measure, write. Engines decide where and when."""
+
+import copy
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor
+
+from ..evaluation import restored
+from ..fundus.fov import FieldOfView
+from ..inference import Pipeline
+from .failures import NetworkError, StageError, WriteError, error_row, is_fatal, is_out_of_memory
+from .inputs import Item
+from .journal import STATE, Record
+from .measurements import measure_vessels
+from .names import output_path
+from .photograph import Photograph, read_photographs
+from .quality import quality_indicators
+from .settings import Settings
+from .volumes import write_dicom_seg
+from .writers import Result, write_outputs, write_thumbnail
+
+
+class Frame(NamedTuple):
+    """A frame that the network can take. item: image (3, h, w) and fov (1, h, w) at canonical scale."""
+
+    photograph: Photograph
+    item: dict[str, MetaTensor]
+
+
+class Prepared(NamedTuple):
+    """A file that was read. source: its bytes where a segmentation must copy from them. seconds: spent on it so far."""
+
+    item: Item
+    size: int
+    mtime_ns: int
+    sha256: str
+    source: bytes | None
+    frames: list[Frame]
+    seconds: float
+
+
+class Inferred(NamedTuple):
+    """What the network said. logits: (1, h, w) of every frame, on the CPU. tokens: share of them computed."""
+
+    logits: list[Tensor]
+    tokens: float
+    seconds: float
+
+
+class Work:
+    """The steps, for one network and one output folder. ``prepare`` and ``finish`` may run in many threads.
+
+    thumbnails: names of the photographs whose picture the report will show.
+    """
+
+    def __init__(self, pipeline: Pipeline, settings: Settings, output: Path, thumbnails: frozenset[str] = frozenset()):
+        self.pipeline = pipeline
+        self.settings = settings
+        self.output = output
+        self.thumbnails = thumbnails
+
+    def prepare(self, item: Item) -> Prepared:
+        """Read and prepare a file. Raises StageError."""
+        started, stage = time.perf_counter(), "read"
+        try:
+            status = os.stat(item.path)
+            source = read_photographs(
+                item.path, max_pixels=self.settings.max_pixels, identifiers=self.settings.identifiers
+            )
+            frames = []
+            for photograph in source.photographs:
+                stage = "prepare"
+                frames.append(Frame(photograph, self.pipeline.prepare(photograph.pixels)))
+        except Exception as error:
+            raise StageError(stage, error) from error
+        copied = "dicom-seg" in self.settings.outputs and frames[0].photograph.details["format"] == "DICOM"
+        size, changed, data = status.st_size, status.st_mtime_ns, source.data if copied else None
+        return Prepared(item, size, changed, source.sha256, data, frames, time.perf_counter() - started)
+
+    def infer(self, files: Sequence[Prepared]) -> list[Inferred | StageError]:
+        """Run the network over files whose windows share the forwards; what fails together is tried one by one."""
+        try:
+            return list(self._infer(files))
+        except Exception as error:
+            if len(files) == 1:
+                return [self._infer_small(files[0], error)]
+        return [self.infer([file])[0] for file in files]
+
+    def _infer(self, files: Sequence[Prepared], **smaller: int) -> list[Inferred]:
+        started = time.perf_counter()
+        frames = [frame for file in files for frame in file.frames]
+        network = _Counting(self.pipeline.network)
+        inferer = copy.copy(self.pipeline.inferer)
+        inferer.batch_size = smaller.get("batch_size", inferer.batch_size)
+        device = self.pipeline.device
+        images, fovs = ([frame.item[key].as_tensor().to(device) for frame in frames] for key in ("image", "fov"))
+        with torch.inference_mode():
+            logits = [each.float().cpu() for each in inferer.each(images, network, fovs)]
+        if not all(bool(torch.isfinite(each).all()) for each in logits):
+            raise NetworkError("the network returned values that are not numbers")
+        spent, rest = (time.perf_counter() - started) / len(files), iter(logits)
+        return [Inferred([next(rest) for _ in file.frames], network.share, spent) for file in files]
+
+    def _infer_small(self, file: Prepared, error: Exception) -> Inferred | StageError:
+        """After memory ran out: once more, window by window."""
+        if is_out_of_memory(error):
+            torch.cuda.empty_cache()
+            try:
+                return self._infer([file], batch_size=1)[0]
+            except Exception as second:
+                error = second
+        return StageError("network", error)
+
+    def finish(self, file: Prepared, found: Inferred) -> Record:
+        """Measure and write. Raises StageError, and WriteError where the output folder fails."""
+        started, stage = time.perf_counter(), "measure"
+        try:
+            rows, outputs, masks = [], [], []
+            for frame, logits in zip(file.frames, found.logits, strict=True):
+                stage = "measure"
+                result, row = self._measured(frame, logits)
+                stage = "write"
+                outputs += self._written(file, frame, result)
+                masks.append(result.mask)
+                rows.append({"sha256": file.sha256, "tokens_computed_fraction": found.tokens, **row})
+            if file.source is not None:
+                outputs.append(self._segmentation(file, file.source, masks))
+        except Exception as error:
+            if stage == "write" and is_fatal(error):
+                raise WriteError(getattr(error, "errno", None), f"{self.output}: {error}") from error
+            raise StageError(stage, error) from error
+        spent = file.seconds + found.seconds + time.perf_counter() - started
+        own = {"path": file.item.name, "status": "done", "seconds": round(spent, 4)}
+        return Record(file.item.name, "done", file.size, file.mtime_ns, [{**own, **row} for row in rows], None, outputs)
+
+    def failed(self, item: Item, error: StageError) -> Record:
+        """The record of a file that could not be segmented."""
+        size, changed = _status(item.path)
+        row = {"path": item.name, "status": "failed"}
+        return Record(item.name, "failed", size, changed, [row], error_row(item, error.stage, error.cause), [])
+
+    def _measured(self, frame: Frame, logits: Tensor) -> tuple[Result, dict[str, Any]]:
+        photograph = frame.photograph
+        fov = FieldOfView.from_dict(frame.item["image"].meta["fov"])
+        # Shared by threads: what MONAI marks while it inverts belongs to the step that reads, which is not used here.
+        probability = restored(frame.item, logits[None], self.pipeline.preprocessing)[0].numpy()
+        mask = probability >= self.settings.threshold
+        spacing = _spacing(photograph, self.settings.millimetres_per_pixel)
+        pixels = photograph.pixels
+        row = {
+            "frame": photograph.frame,
+            "height_px": pixels.shape[0],
+            "width_px": pixels.shape[1],
+            **photograph.details,
+            "fov_center_row_px": fov.center[0],
+            "fov_center_column_px": fov.center[1],
+            "fov_diameter_px": fov.diameter,
+            "fov_confidence": fov.confidence,
+            "fov_full_frame": int(fov.full_frame),
+            **quality_indicators(pixels, fov),
+            **measure_vessels(mask, fov, sum(spacing) / 2 if spacing else None),
+        }
+        return Result(pixels, probability, mask, spacing), row
+
+    def _written(self, file: Prepared, frame: Frame, result: Result) -> list[str]:
+        name = file.item.name if len(file.frames) == 1 else f"{file.item.name}.{frame.photograph.frame}"
+        if file.item.name in self.thumbnails and frame is file.frames[0]:
+            write_thumbnail(thumbnail_path(self.output, file.item.name), result)
+        return write_outputs(self.output, name, self.settings.outputs, result)
+
+    def _segmentation(self, file: Prepared, source: bytes, masks: list[Any]) -> str:
+        path = output_path(self.output, "segmentations", file.item.name, ".dcm")
+        write_dicom_seg(path, source, masks, self.settings.weights, self.settings.digest)
+        return path.relative_to(self.output).as_posix()
+
+
+class _Counting:
+    """The network, and how many of the tokens it was given its blocks computed."""
+
+    def __init__(self, network: Any) -> None:
+        self.network = network
+        self.computed = self.possible = 0
+
+    def __call__(self, windows: Tensor, fov: Tensor | None = None) -> Tensor:
+        logits, lengths = self.network.forward_with_lengths(windows, fov)
+        patch = self.network.patch_embed.patch
+        grid = -(-windows.shape[-2] // patch) * -(-windows.shape[-1] // patch)
+        self.computed += len(windows) * sum(lengths)
+        self.possible += len(windows) * len(lengths) * grid
+        return logits
+
+    @property
+    def share(self) -> float:
+        """See the column tokens_computed_fraction."""
+        return self.computed / max(self.possible, 1)
+
+
+def thumbnail_path(output: Path, name: str) -> Path:
+    """Where the report finds the small picture of a photograph."""
+    return output_path(output / STATE, "thumbnails", name, ".jpg")
+
+
+def _spacing(photograph: Photograph, given: float | None) -> tuple[float, float] | None:
+    """Millimetres per row and column: what the user says, or what the file says."""
+    if given is not None:
+        return given, given
+    found = [photograph.details.get(f"{axis}_spacing_mm") for axis in ("row", "column")]
+    return (float(found[0]), float(found[1])) if all(found) else None  # type: ignore[arg-type]
+
+
+def _status(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,64 @@
+"""A pipeline and photographs small enough to segment dozens of them in a test."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from networks import small_network
+from reg4pru_monai.batch import Summary, segment_photographs, settings_of
+from reg4pru_monai.fundus.phantom import make_phantom
+from reg4pru_monai.inference import Pipeline
+from reg4pru_monai.plots import save_picture
+from reg4pru_monai.transforms import preprocessing
+from reg4pru_monai.windows import FundusWindowInferer
+
+
+def small_pipeline() -> Pipeline:
+    """Untrained; its probabilities differ from pixel to pixel, and about half of them are above one half."""
+    inferer = FundusWindowInferer(32, batch_size=4)
+    network = small_network("reg4pru", "skip").eval()
+    with torch.no_grad():
+        network.decoder.logit.weight.mul_(20.0)  # type: ignore[union-attr, operator]
+        network.decoder.logit.bias.copy_(-network(torch.randn(1, 3, 64, 64)).median())  # type: ignore[union-attr]
+    return Pipeline(network, preprocessing(64, False), inferer, torch.device("cpu"))
+
+
+def write_photographs(folder: Path, count: int, size: int = 72) -> Path:
+    """photograph_00.png and on."""
+    for number in range(count):
+        save_picture(folder / f"photograph_{number:02}.png", make_phantom((size, size + 8), seed=number).image)
+    return folder
+
+
+def segment(inputs: Any, output: Path, choices: dict[str, Any] | None = None, **how: Any) -> Summary:
+    """Segment with the small pipeline."""
+    pipeline = how.pop("pipeline", None) or small_pipeline()
+    given = [inputs] if isinstance(inputs, str | Path) else inputs
+    return segment_photographs(given, output, pipeline, settings_of(pipeline, **(choices or {})), **how)
+
+
+def segment_in_process(folder: str, output: str, how: dict[str, Any]) -> None:
+    """For processes of tests: ends with the exit status of the run."""
+    torch.set_num_threads(1)
+    pipeline = small_pipeline()
+    os._exit(segment_photographs([folder], output, pipeline, settings_of(pipeline), **how).exit_status)
+
+
+def table(output: Path, name: str = "results.csv") -> list[dict[str, str]]:
+    """The rows of a table."""
+    with open(output / name, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def comparable(output: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
+    """All pictures, and the table without the times."""
+    pictures = {
+        path.relative_to(output).as_posix(): path.read_bytes()
+        for folder in ("masks", "overlays")
+        for path in (output / folder).rglob("*")
+        if path.is_file()
+    }
+    return pictures, [{key: value for key, value in row.items() if key != "seconds"} for row in table(output)]

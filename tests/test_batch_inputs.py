@@ -1,0 +1,183 @@
+"""Which photographs are found, under which names, and where their results lie."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reg4pru_monai.batch.inputs import InputError, Item, list_inputs, shard
+from reg4pru_monai.batch.names import OutputError, output_path
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def names(inputs: list[str], output: Path, root: str | None = None) -> list[str]:
+    return [item.name for item in list_inputs(inputs, output, root).items]
+
+
+def test_a_folder_is_searched_by_suffix_and_sorted(tmp_path: Path) -> None:
+    folder = touch(
+        tmp_path / "in", "b.JPG", "a.png", "sub/deep/c.tiff", "d.dcm", "notes.txt", "e", ".hidden.jpg", ".h/f.png"
+    )
+    found = list_inputs([str(folder)], tmp_path / "out")
+    assert [item.name for item in found.items] == ["a.png", "b.JPG", "d.dcm", "sub/deep/c.tiff"]
+    assert found.root == str(folder)
+    assert found.ignored == {".txt": 1, "no suffix": 1}
+    assert all(Path(item.path).is_file() for item in found.items)
+
+
+def test_dicom_is_found_without_a_suffix(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "in", "README", "notes.1")
+    for name in ("IM0001", "1.2.840.10008.5", "image.dat"):
+        (folder / name).write_bytes(bytes(128) + b"DICM")
+    found = list_inputs([str(folder)], tmp_path / "out")
+    assert [item.name for item in found.items] == ["1.2.840.10008.5", "IM0001"]
+    assert found.ignored == {".1": 1, ".dat": 1, "no suffix": 1}
+
+
+def test_the_output_inside_the_input_is_not_searched(tmp_path: Path) -> None:
+    folder = touch(tmp_path, "a.png", "out/masks/a.png.png")
+    assert names([str(folder)], tmp_path / "out") == ["a.png"]
+
+
+def test_several_inputs_get_names_below_what_they_share(tmp_path: Path) -> None:
+    touch(tmp_path, "2020/left/a.png", "2021/left/a.png", "single.bmp")
+    inputs = [str(tmp_path / part) for part in ("2021", "2020", "single.bmp", "2020/left/a.png")]
+    assert names(inputs, tmp_path / "out") == ["2020/left/a.png", "2021/left/a.png", "single.bmp"]
+
+
+def test_a_named_file_is_taken_whatever_its_suffix(tmp_path: Path) -> None:
+    touch(tmp_path, "scan", "b.xyz")
+    assert names([str(tmp_path / "scan"), str(tmp_path / "b.xyz")], tmp_path / "out") == ["b.xyz", "scan"]
+
+
+def test_globs(tmp_path: Path) -> None:
+    touch(tmp_path, "a_L.png", "a_R.png", "x/b_L.png", "c_L.txt")
+    found = list_inputs([str(tmp_path / "**" / "*_L.*")], tmp_path / "out")
+    assert [item.name for item in found.items] == ["a_L.png", "x/b_L.png"]
+    assert found.ignored == {".txt": 1}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".txt", "a.png\n\nsub/b.png\r\n"),
+        (".csv", 'id,path\n1,a.png\n2,"sub/b.png"\n'),
+        (".tsv", "path\tid\na.png\t1\nsub/b.png\t2\n"),
+    ],
+)
+def test_manifests(tmp_path: Path, suffix: str, text: str) -> None:
+    touch(tmp_path, "a.png", "sub/b.png", "c.png")
+    manifest = tmp_path / f"list{suffix}"
+    manifest.write_text(text)
+    assert names([str(manifest)], tmp_path / "out") == ["a.png", "sub/b.png"]
+
+
+def test_a_manifest_without_paths_says_so(tmp_path: Path) -> None:
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("file\na.png\n")
+    with pytest.raises(InputError, match=r"list\.csv: a manifest needs a column named path, got \['file'\]"):
+        list_inputs([str(manifest)], tmp_path / "out")
+
+
+def test_the_masks_of_a_data_set_are_no_photographs(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "set", "images/a.png", "masks/a.png", "masks_2nd_observer/a.png", "extra/b.png")
+    found = list_inputs([str(folder)], tmp_path / "out")
+    assert [item.name for item in found.items] == ["extra/b.png", "images/a.png"]
+    assert sorted(notice.split("/")[-1] for notice in found.notices) == [
+        "masks lies beside a folder called images and was left out",
+        "masks_2nd_observer lies beside a folder called images and was left out",
+    ]
+    chase = touch(tmp_path / "chase", *(f"Image_01{eye}{end}" for eye in "LR" for end in (".jpg", "_1stHO.png")))
+    found = list_inputs([str(chase)], tmp_path / "out")
+    assert [item.name for item in found.items] == ["Image_01L.jpg", "Image_01R.jpg"]
+    assert found.notices[0].endswith("is a data set: its 2 masks are not segmented")
+
+
+def test_links_that_lead_in_circles_end(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "in", "a.png", "sub/b.png")
+    (folder / "sub" / "loop").symlink_to(folder)
+    touch(tmp_path / "elsewhere", "c.png")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    found = list_inputs([str(folder)], tmp_path / "out")
+    assert [item.name for item in found.items] == ["a.png", "linked/c.png", "sub/b.png"]
+    assert len(found.notices) == 1
+    assert "sub/loop leads to a folder that is searched already" in found.notices[0]
+
+
+def test_a_broken_link_is_listed_and_fails_later(tmp_path: Path) -> None:
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    assert names([str(tmp_path)], tmp_path / "out") == ["gone.png"]
+
+
+def test_nothing_found_says_what_is_there(tmp_path: Path) -> None:
+    touch(tmp_path, "a.txt", "b.txt")
+    with pytest.raises(InputError, match=r"no photograph in .* \(only 2 x \.txt\)"):
+        list_inputs([str(tmp_path)], tmp_path / "out")
+    with pytest.raises(InputError, match=r"nowhere: no such file or folder, and no file matches it"):
+        list_inputs([str(tmp_path / "nowhere")], tmp_path / "out")
+
+
+def test_names_start_at_the_root(tmp_path: Path) -> None:
+    touch(tmp_path, "in/sub/a.png")
+    assert names([str(tmp_path / "in" / "sub")], tmp_path / "out", str(tmp_path)) == ["in/sub/a.png"]
+    with pytest.raises(InputError, match=r"a\.png lies outside of .*other.*give another --output, or --root"):
+        names([str(tmp_path / "in")], tmp_path / "out", str(tmp_path / "other"))
+
+
+@given(st.sets(st.text(min_size=1, max_size=20), min_size=1, max_size=40), st.integers(1, 7))
+def test_shards_are_a_partition_that_newcomers_do_not_change(found: set[str], count: int) -> None:
+    items = [Item(name, name) for name in sorted(found)]
+    shards = [shard(items, number, count) for number in range(1, count + 1)]
+    assert sorted(item for each in shards for item in each) == items
+    more = sorted([*items, Item("newcomer/eye.png", "")])
+    for number, each in enumerate(shards, 1):
+        assert [item for item in shard(more, number, count) if item.name in found] == each
+
+
+@pytest.mark.parametrize("part", [(0, 2), (3, 2), (1, 0)])
+def test_a_shard_that_does_not_exist(part: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=r"shard must be I/N with 1 <= I <= N, got"):
+        shard([], *part)
+
+
+# --- names of results
+
+
+def test_results_of_different_files_never_share_a_name(tmp_path: Path) -> None:
+    found = [
+        "a.jpg",
+        "a.png",
+        "a.b.png",
+        "x/a.jpg",
+        "y/a.jpg",
+        "é.png",
+        "e\u0301.png",
+        "line\nbreak.png",
+        "Ω/目.png",
+        "\udcff.png",
+    ]
+    found += ["n" * 250 + ".png", "n" * 250 + ".jpg", "m" * 250 + "/a.jpg", "目" * 83 + ".png"]
+    paths = [output_path(tmp_path, "masks", name, ".png") for name in found]
+    assert len(set(paths)) == len(found)
+    for path in paths:
+        assert path.is_relative_to(tmp_path / "masks")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")  # the file system takes it
+    assert output_path(tmp_path, "masks", "x/a.jpg", ".png") == tmp_path / "masks" / "x" / "a.jpg.png"
+    assert os.fsencode(paths[-1].name).decode("utf-8")  # not cut within a character
+
+
+def test_results_never_leave_the_output_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "masks").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputError, match=r"would lie outside of the output folder: a link leads to .*elsewhere"):
+        output_path(tmp_path / "out", "masks", "a.jpg", ".png")

@@ -1,0 +1,410 @@
+"""A run over photographs: results in the right frame, failures apart, settings never mixed, nothing done twice."""
+
+import json
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bad_files import write_bad_files
+from batches import comparable, segment, small_pipeline, table, write_photographs
+from reg4pru_monai.batch import Summary
+from reg4pru_monai.batch.inputs import InputError
+from reg4pru_monai.batch.journal import LockedError, locked
+from reg4pru_monai.batch.rows import COLUMNS
+from reg4pru_monai.batch.settings import Settings, SettingsError, settings_of
+from reg4pru_monai.batch.status import read_status
+from reg4pru_monai.batch.work import Prepared, Work
+from reg4pru_monai.fundus.io import read_image, read_mask
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photographs(tmp_path_factory.mktemp("photographs"), 5)
+
+
+@pytest.fixture(scope="module")
+def finished(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("finished")
+    choices = {"outputs": ("mask", "probability", "overlay", "contour", "nifti")}
+    assert segment(photographs, output, choices).exit_status == 0
+    return output
+
+
+def test_masks_are_those_of_the_pipeline_at_the_size_of_the_photograph(photographs: Path, finished: Path) -> None:
+    pipeline = small_pipeline()
+    for path in sorted(photographs.iterdir()):
+        expected = pipeline(path)
+        mask = read_mask(finished / "masks" / f"{path.name}.png")
+        np.testing.assert_array_equal(mask, expected.mask())
+        assert 0 < mask.sum() < mask.size
+        probability = np.asarray(Image.open(finished / "probabilities" / f"{path.name}.png"))
+        assert probability.dtype == np.uint16
+        np.testing.assert_allclose(probability / 65535, expected.probability, atol=1e-5)
+
+
+def test_pictures_show_the_vessels_on_the_photograph(photographs: Path, finished: Path) -> None:
+    image = read_image(photographs / "photograph_00.png").astype(int)
+    mask = read_mask(finished / "masks" / "photograph_00.png.png")
+    for folder in ("overlays", "contours"):
+        difference = np.abs(read_image(finished / folder / "photograph_00.png.jpg").astype(int) - image).sum(2)
+        assert difference.shape == mask.shape
+    overlaid = np.abs(read_image(finished / "overlays" / "photograph_00.png.jpg").astype(int) - image).sum(2)
+    assert overlaid[mask].mean() > 3 * overlaid[~mask].mean()
+
+
+def test_the_table_has_one_row_per_file_in_order(photographs: Path, finished: Path) -> None:
+    found = table(finished)
+    assert [row["path"] for row in found] == sorted(path.name for path in photographs.iterdir())
+    assert list(found[0]) == [column.name for column in COLUMNS]
+    for row in found:
+        assert (row["status"], row["height_px"], row["width_px"], row["format"]) == ("done", "72", "80", "PNG")
+        assert len(row["sha256"]) == 64
+        assert 55 < float(row["fov_diameter_px"]) < 80
+        mask = read_mask(finished / "masks" / f"{row['path']}.png")
+        assert 0 < float(row["vessel_area_fraction"]) < 1
+        assert float(row["vessel_area_fraction"]) > mask.mean()  # of the field of view, not of the square
+        assert 0.3 < float(row["tokens_computed_fraction"]) < 1
+        assert row["skeleton_length_mm"] == ""
+    assert table(finished, "errors.csv") == []
+
+
+def test_what_a_run_was_can_be_read(finished: Path) -> None:
+    run = json.loads((finished / "run.json").read_text())
+    assert run["counts"] == {"listed": 5, "done": 5, "failed": 0}
+    assert run["settings"] == settings_of(small_pipeline(), outputs=tuple(run["settings"]["outputs"])).to_dict()
+    assert run["runs"][0]["versions"]["torch"] == torch.__version__
+    assert run["runs"][0]["end"]["done"] == 5
+    assert (finished / "report.html").stat().st_size > 10_000
+
+
+def test_the_columns_are_documented() -> None:
+    assert len({column.name for column in COLUMNS}) == len(COLUMNS)
+    assert all(len(column.definition) > 10 for column in COLUMNS)
+
+
+def test_again_computes_nothing(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = segment(photographs, tmp_path)
+    before = comparable(tmp_path)
+    monkeypatch.setattr(Work, "prepare", None)
+    again = segment(photographs, tmp_path)
+    assert (first.done, again.before, again.done) == (5, 5, 0)
+    assert comparable(tmp_path) == before
+
+
+def test_a_changed_photograph_and_a_lost_mask_are_done_again(photographs: Path, tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "in", 4)
+    segment(folder, tmp_path / "out")
+    os.utime(folder / "photograph_01.png", (1, 1))
+    (tmp_path / "out" / "masks" / "photograph_02.png.png").unlink()
+    again = segment(folder, tmp_path / "out")
+    assert (again.before, again.done) == (2, 2)
+
+
+def test_a_limit_and_then_the_rest(photographs: Path, finished: Path, tmp_path: Path) -> None:
+    first = segment(photographs, tmp_path, limit=2)
+    assert (first.done, first.missing) == (2, 3)
+    assert read_status(tmp_path).missing == 3
+    segment(photographs, tmp_path)
+    assert comparable(tmp_path)[1] == comparable(finished)[1]
+
+
+def test_a_dry_run_writes_nothing(photographs: Path, tmp_path: Path) -> None:
+    summary = segment(photographs, tmp_path / "out", dry_run=True)
+    assert (summary.listed, summary.before, summary.missing) == (5, 0, 5)
+    assert not (tmp_path / "out").exists()
+
+
+def test_windows_of_several_photographs_share_forwards(tmp_path: Path) -> None:
+    for number, size in enumerate((60, 72, 90, 75)):
+        write_photographs(tmp_path / "in" / str(number), 2, size)
+    segment(tmp_path / "in", tmp_path / "one", {"outputs": ("mask", "probability")})
+    summary = segment(tmp_path / "in", tmp_path / "many", {"outputs": ("mask", "probability")}, batch_size=3)
+    assert summary.done == 8
+    for path in (tmp_path / "one" / "probabilities").rglob("*.png"):
+        other = tmp_path / "many" / path.relative_to(tmp_path / "one")
+        one, many = (np.asarray(Image.open(each)).astype(int) for each in (path, other))
+        assert np.abs(one - many).max() <= 7  # of 65535
+
+
+# --- failures
+
+
+def test_bad_files_are_named_and_harm_no_other(photographs: Path, finished: Path, tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "in", 5)
+    bad = write_bad_files(folder / "bad")
+    assert len(bad) >= 20
+    summary = segment(folder, tmp_path / "out", {"max_pixels": 10**7})
+    assert (summary.done, summary.failed, summary.exit_status) == (5, len(bad), 3)
+    failed = table(tmp_path / "out", "errors.csv")
+    assert [row["path"] for row in failed] == [f"bad/{name}" for name in bad]
+    for row in failed:
+        assert row["stage"] == "read", row
+        assert len(row["message"]) > 5
+        assert len(row["remedy"]) > 10
+    rows = {row["path"]: row for row in table(tmp_path / "out")}
+    assert len(rows) == 5 + len(bad)
+    assert {row["status"] for path, row in rows.items() if path.startswith("bad/")} == {"failed"}
+    for path in photographs.iterdir():
+        name = f"masks/{path.name}.png"
+        assert (tmp_path / "out" / name).read_bytes() == (finished / name).read_bytes()
+    assert not (tmp_path / "out" / "masks" / "bad").exists()
+
+
+def test_unusual_photographs_are_segmented(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, shape in (("pixel", (1, 1)), ("line", (1, 50)), ("black", (40, 40)), ("grey", (30, 60))):
+        Image.fromarray(np.zeros((*shape, 3), np.uint8) + (name == "grey") * 128).save(tmp_path / "in" / f"{name}.png")
+    summary = segment(tmp_path / "in", tmp_path / "out")
+    assert (summary.done, summary.failed) == (4, 0)
+    for row in table(tmp_path / "out"):
+        assert row["fov_full_frame"] == "1"
+        mask = read_mask(tmp_path / "out" / "masks" / f"{row['path']}.png")
+        assert mask.shape == (int(row["height_px"]), int(row["width_px"]))
+
+
+def test_a_file_that_vanishes_is_a_failure_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_photographs(tmp_path / "in", 4)
+    prepare = Work.prepare
+
+    def vanishing(self: Work, item: Any) -> Prepared:
+        if item.name == "photograph_02.png":
+            Path(item.path).unlink()
+        return prepare(self, item)
+
+    monkeypatch.setattr(Work, "prepare", vanishing)
+    summary = segment(folder, tmp_path / "out")
+    assert (summary.done, summary.failed) == (3, 1)
+    assert table(tmp_path / "out", "errors.csv")[0]["message"].startswith(("no such file", "[Errno 2]"))
+
+
+class Failing:
+    """A network that fails for some windows."""
+
+    def __init__(self, network: Any, fails: Any) -> None:
+        self.network, self.fails, self.batches = network, fails, []  # type: ignore[var-annotated]
+
+    def __call__(self, windows: torch.Tensor, fov: torch.Tensor) -> Any:
+        self.batches.append(len(windows))
+        logits, lengths = self.network(windows, fov)
+        return self.fails(self, windows, logits), lengths
+
+
+def with_failing(fails: Any) -> tuple[Any, Failing]:
+    pipeline = small_pipeline()
+    failing = Failing(pipeline.network.forward_with_lengths, fails)
+    pipeline.network.forward_with_lengths = failing  # type: ignore[method-assign]
+    return pipeline, failing
+
+
+def test_values_that_are_not_numbers_are_a_failure(photographs: Path, tmp_path: Path) -> None:
+    def third(self: Failing, windows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return logits.fill_(torch.nan) if len(self.batches) == 5 else logits
+
+    pipeline, _ = with_failing(third)
+    summary = segment(photographs, tmp_path, pipeline=pipeline)
+    assert (summary.done, summary.failed) == (4, 1)
+    (row,) = table(tmp_path, "errors.csv")
+    assert (row["stage"], row["type"]) == ("network", "NetworkError")
+    assert "not numbers" in row["message"]
+
+
+def test_out_of_memory_is_tried_again_with_less(photographs: Path, finished: Path, tmp_path: Path) -> None:
+    def small(self: Failing, windows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        if len(windows) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return logits
+
+    pipeline, failing = with_failing(small)
+    summary = segment(photographs, tmp_path, pipeline=pipeline, batch_size=2)
+    assert (summary.done, summary.failed) == (5, 0)
+    assert max(failing.batches) > 1
+
+    def never(self: Failing, windows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        raise MemoryError
+
+    pipeline, _ = with_failing(never)
+    summary = segment(photographs, tmp_path / "none", pipeline=pipeline)
+    assert (summary.done, summary.failed) == (0, 5)
+    assert "use a machine with more memory" in table(tmp_path / "none", "errors.csv")[0]["remedy"]
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_is_done(
+    photographs: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, count = Path.write_bytes, 0
+
+    def full(path: Path, data: bytes) -> int:
+        nonlocal count
+        count += 1
+        if count > 5:
+            write(path, data[: len(data) // 2])
+            raise OSError(28, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        segment(photographs, tmp_path, workers=1)
+    monkeypatch.undo()
+    assert not [path for path in tmp_path.rglob(".*") if path.suffix in (".png", ".jpg")]
+    status = read_status(tmp_path)
+    assert 0 < status.done < 5
+    assert not status.failures  # the disk's fault, not the photographs'
+    summary = segment(photographs, tmp_path)
+    assert (summary.before, summary.done) == (status.done, 5 - status.done)
+    masks = {name: data for name, data in comparable(finished)[0].items() if name.startswith("masks")}
+    assert {name: data for name, data in comparable(tmp_path)[0].items() if name.startswith("masks")} == masks
+
+
+def test_a_failure_is_tried_again_and_a_success_replaces_it(tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "in", 2)
+    good = (folder / "photograph_00.png").read_bytes()
+    (folder / "photograph_00.png").write_bytes(good[:100])
+    assert segment(folder, tmp_path / "out").exit_status == 3
+    (folder / "photograph_00.png").write_bytes(good)
+    again = segment(folder, tmp_path / "out")
+    assert (again.before, again.done, again.exit_status) == (1, 1, 0)
+    assert table(tmp_path / "out", "errors.csv") == []
+
+
+# --- settings and company
+
+
+def test_results_of_other_settings_are_not_mixed(photographs: Path, tmp_path: Path) -> None:
+    segment(photographs, tmp_path)
+    before = comparable(tmp_path)
+    with pytest.raises(SettingsError, match=r"other settings \(threshold was 0.5, is 0.4\).*give another --output"):
+        segment(photographs, tmp_path, {"threshold": 0.4})
+    other = small_pipeline()
+    with torch.no_grad():
+        next(other.network.parameters()).add_(1e-3)
+    with pytest.raises(SettingsError, match="weights was"):
+        segment(photographs, tmp_path, pipeline=other)
+    pruned = small_pipeline()
+    pruned.network = pruned.network.with_keep_rate(0.5)
+    with pytest.raises(SettingsError, match="network stages was"):
+        segment(photographs, tmp_path, pipeline=pruned)
+    assert comparable(tmp_path) == before
+
+
+def test_overwriting_puts_earlier_results_aside(photographs: Path, tmp_path: Path) -> None:
+    segment(photographs, tmp_path)
+    before = comparable(tmp_path)
+    summary = segment(photographs, tmp_path, {"threshold": 0.4}, overwrite=True)
+    assert summary.done == 5
+    (earlier,) = (tmp_path / "earlier").iterdir()
+    assert comparable(earlier) == before
+    assert comparable(tmp_path) != before
+    with pytest.raises(SettingsError, match="--overwrite goes without --shard"):
+        segment(photographs, tmp_path, overwrite=True, part=(1, 2))
+
+
+def test_photographs_from_elsewhere_are_refused(photographs: Path, tmp_path: Path) -> None:
+    segment(photographs, tmp_path / "out", limit=1)
+    elsewhere = write_photographs(tmp_path / "elsewhere", 5)
+    with pytest.raises(SettingsError, match=r"was started with photographs below .*give another --output, or --root"):
+        segment(elsewhere, tmp_path / "out")
+    moved = segment(elsewhere, tmp_path / "out", root=str(elsewhere))
+    assert moved.missing == 0
+
+
+def test_a_second_run_on_the_same_folder_waits_its_turn(photographs: Path, tmp_path: Path) -> None:
+    with locked(tmp_path, "shard-1-of-1"), pytest.raises(LockedError, match=r"another run \(process \d+ on .*--shard"):
+        segment(photographs, tmp_path)
+    assert segment(photographs, tmp_path).done == 5
+
+
+def test_shards_at_once_make_what_one_run_makes(photographs: Path, finished: Path, tmp_path: Path) -> None:
+    pipelines = [small_pipeline() for _ in range(3)]
+    choices = {"outputs": ("mask", "probability", "overlay", "contour", "nifti")}
+
+    def run(number: int) -> Summary:
+        return segment(photographs, tmp_path, choices, part=(number, 3), pipeline=pipelines[number - 1])
+
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(run, (1, 2, 3)))
+    assert sum(summary.done for summary in results) == 5
+    assert comparable(tmp_path)[1] == comparable(finished)[1]
+    status = read_status(tmp_path)
+    assert (status.listed, status.done, status.missing) == (5, 5, 0)
+    assert sorted(each.shard for each in status.shards) == ["1/3", "2/3", "3/3"]
+    assert {each.state for each in status.shards} == {"ended"}
+
+
+def test_a_damaged_journal_line_costs_its_photograph_only(photographs: Path, tmp_path: Path) -> None:
+    segment(photographs, tmp_path)
+    (journal,) = (tmp_path / ".reg4pru" / "journal").iterdir()
+    lines = journal.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2][:40] + b"\xff\n"
+    journal.write_bytes(b"".join(lines))
+    again = segment(photographs, tmp_path)
+    assert (again.before, again.done) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"threshold": 1.0}, r"threshold must be in \(0, 1\), got 1.0"),
+        ({"outputs": ("masks",)}, "outputs must be some of mask, probability, .* got masks"),
+        ({"outputs": ()}, "got none"),
+        ({"millimetres_per_pixel": 5.0}, r"millimetres per pixel must be in \(0, 1\), got 5.0"),
+        ({"max_pixels": 0}, "max_pixels must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_named(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        Settings("", {}, {}, {}, **choices)
+
+
+@pytest.mark.parametrize("how", [{"workers": 0}, {"batch_size": 0}, {"limit": 0}])
+def test_wrong_numbers_are_named(photographs: Path, tmp_path: Path, how: dict[str, int]) -> None:
+    with pytest.raises(SettingsError, match="must be at least 1, got 0"):
+        segment(photographs, tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scale_gives_millimetres(photographs: Path, tmp_path: Path) -> None:
+    segment(photographs, tmp_path, {"millimetres_per_pixel": 0.01}, limit=1)
+    row = next(row for row in table(tmp_path) if row["status"] == "done")
+    assert float(row["skeleton_length_mm"]) == pytest.approx(0.01 * float(row["skeleton_length_px"]), rel=1e-4)
+
+
+def test_names_of_any_kind_survive(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    good = (write_photographs(tmp_path / "one", 1) / "photograph_00.png").read_bytes()
+    found = [
+        "a.jpg",
+        "a.png",
+        "a.b.png",
+        "x/a.jpg",
+        "é.png",
+        "e\u0301.png",
+        "line\nbreak.png",
+        "\udcff.png",
+        "=1+1.png",
+    ]
+    found += ["<img src=x onerror=alert(1)>.png", "n" * 250 + ".png", "目" * 83 + ".png"]
+    for name in found:
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(good)
+    summary = segment(tmp_path / "in", tmp_path / "out")
+    assert (summary.done, summary.failed) == (len(found), 0)
+    assert len(list((tmp_path / "out" / "masks").rglob("*.png"))) == len(found)
+    expected = sorted(name.encode("utf-8", "backslashreplace").decode() for name in found)
+    assert sorted(row["path"] for row in table(tmp_path / "out")) == expected
+    assert segment(tmp_path / "in", tmp_path / "out").before == len(found)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<img src=x" not in page
+
+
+def test_an_input_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        segment(tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
