@@ -32,7 +32,7 @@ from .benchmark_variants import (
     peer_variants,
 )
 from .peers import chosen_peers
-from .training import bar_interval, select_device
+from .runtime import bar_interval, select_device
 
 
 @dataclass(frozen=True)

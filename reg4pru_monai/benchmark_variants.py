@@ -137,7 +137,7 @@ class Source(NamedTuple):
 
     def trained(self) -> dict[str, Any]:
         """The configuration of the checkpoint."""
-        from .bundle import trained
+        from .inference import trained
 
         return trained(str(self.checkpoint))
 

@@ -19,23 +19,14 @@ from monai.bundle.workflows import ConfigWorkflow
 from monai.utils import optional_import, set_determinism
 
 from .evaluation import Evaluation, check_labels
-from .fundus.datasets import DatasetError, datalist, digest
-from .fundus.fov import DEFAULT_DIAMETER
-from .fundus.io import FundusReadError
-from .presets import KEEP_RATE
+from .fundus.datasets import datalist, digest
+from .runtime import EXPECTED, ConfigurationError, root_cause
 from .segmenter import Segmenter, build_segmenter
 from .tracking import SilentTracker, Tracker, TrackingHandler, environment_tags, terminate_as_interrupt
 from .training import TrainingState, VesselTrainer, progress_bar
-from .weights import CheckpointError, load_backbone, load_checkpoint, load_network
+from .weights import load_backbone, load_network
 
 logger = logging.getLogger(__name__)
-
-EXPECTED = (ValueError, DatasetError, FundusReadError, CheckpointError, FileNotFoundError, FloatingPointError, OSError)
-
-
-class ConfigurationError(ValueError):
-    """A key or value of the configuration that cannot be right."""
-
 
 # --- where the bundle is, and what it was asked ----------------------------------------------------------------------
 
@@ -155,18 +146,6 @@ def readable_errors() -> None:
     sys.excepthook = hook
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """The innermost of our own errors along the chain of causes; else of those a user can mend; else the innermost."""
-    chain = [error]
-    while (
-        cause := chain[-1].__cause__ or (None if chain[-1].__suppress_context__ else chain[-1].__context__)
-    ) is not None:
-        chain.append(cause)
-    own = [e for e in chain if type(e).__module__.startswith("reg4pru_monai")]
-    expected = [e for e in chain if isinstance(e, EXPECTED)]
-    return (own or expected or chain)[-1]
-
-
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
@@ -246,22 +225,6 @@ def wait_for_main_process() -> None:
     """Wait until every process has come here; nothing to wait for with one."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-
-
-UNTRAINED: dict[str, Any] = {
-    **{"preset": "tiny", "decoder": "skip", "policy": "reg4pru", "keep_rate": KEEP_RATE, "stages": None},
-    **{"reactivate": None, "diameter": DEFAULT_DIAMETER, "normalization": "local"},
-}
-
-
-def trained(checkpoint: str) -> dict[str, Any]:
-    """Architecture and preprocessing a checkpoint was trained with; the defaults where there is no checkpoint yet."""
-    if not Path(checkpoint).is_file():
-        return UNTRAINED
-    found = load_checkpoint(checkpoint).get("configuration")
-    if not isinstance(found, dict) or UNTRAINED.keys() - found.keys():
-        raise CheckpointError(f"{checkpoint}: says nothing of its configuration; it was not written by this bundle")
-    return found
 
 
 def train(

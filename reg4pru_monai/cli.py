@@ -96,7 +96,7 @@ def segment(
     shard: Annotated[str, typer.Option(help="I/N: only part I of N.")] = "1/1",
     batch_size: Annotated[int, typer.Option(help="Photographs whose windows share a forward pass.")] = 1,
     workers: Annotated[
-        int | None, typer.Option(help="Threads to read, and to write [default: processors - 1].")
+        int | None, typer.Option(help="Threads to read, and to write [default: processors, 2 to 8].")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many photographs now.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew; earlier results go to earlier/.")] = False,
@@ -110,6 +110,10 @@ def segment(
 
     Exit status: 0 all done, 3 done but some failed, 1 could not run, 130 or 143 when stopped.
     """
+    from .startup import import_monai_alone
+
+    if bundle is None:  # the configuration of a bundle may need all of MONAI
+        import_monai_alone()
     from .batch import command
     from .weights import CheckpointError
 
@@ -146,6 +150,9 @@ def status(
     json_lines: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
 ) -> None:
     """Say how far the segmentation of a folder is, across all shards: done, failed, missing and why."""
+    from .startup import import_monai_alone
+
+    import_monai_alone()
     from .batch import command
 
     try:

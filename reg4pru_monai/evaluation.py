@@ -21,8 +21,8 @@ from .fundus.fov import FieldOfView
 from .fundus.io import read_image, read_mask
 from .metrics import VesselMetrics
 from .plots import overlay, save_curves, save_picture
+from .runtime import bar_interval
 from .segmenter import Segmenter
-from .training import bar_interval
 from .windows import FundusWindowInferer
 
 logger = logging.getLogger(__name__)

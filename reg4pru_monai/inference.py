@@ -2,24 +2,42 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from .bundle import trained
 from .evaluation import predict
+from .fundus.fov import DEFAULT_DIAMETER
 from .fundus.io import read_image
 from .policies import build_policy
+from .presets import KEEP_RATE
+from .runtime import select_device
 from .segmenter import Segmenter, build_segmenter
-from .training import select_device
 from .transforms import preprocessing
-from .weights import CheckpointError, load_network
+from .weights import CheckpointError, load_checkpoint, load_network
 from .windows import FundusWindowInferer
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "bundles" / "fundus_vessel_segmentation" / "models" / "model.pt"
 ARCHITECTURE = ("preset", "policy", "decoder", "keep_rate", "stages", "reactivate")
+
+
+UNTRAINED: dict[str, Any] = {
+    **{"preset": "tiny", "decoder": "skip", "policy": "reg4pru", "keep_rate": KEEP_RATE, "stages": None},
+    **{"reactivate": None, "diameter": DEFAULT_DIAMETER, "normalization": "local"},
+}
+
+
+def trained(checkpoint: str) -> dict[str, Any]:
+    """Architecture and preprocessing a checkpoint was trained with; the defaults where there is no checkpoint yet."""
+    if not Path(checkpoint).is_file():
+        return UNTRAINED
+    found = load_checkpoint(checkpoint).get("configuration")
+    if not isinstance(found, dict) or UNTRAINED.keys() - found.keys():
+        raise CheckpointError(f"{checkpoint}: says nothing of its configuration; it was not written by this bundle")
+    return found
 
 
 @dataclass(frozen=True)

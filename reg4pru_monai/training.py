@@ -2,7 +2,6 @@
 
 import logging
 import random
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,25 +32,12 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from .losses import TrainingStep
+from .runtime import bar_interval
 from .segmenter import Segmenter
 from .weights import CheckpointError, load_checkpoint, mismatches, save_checkpoint
 from .windows import plain
 
 logger = logging.getLogger(__name__)
-
-
-def select_device(name: str = "auto") -> torch.device:
-    """The device to run on. name: "auto" is the first GPU where there is one, else the CPU; or a torch device name."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device must be auto, cpu or an available GPU such as cuda:0, got {name!r} ({error})"
-        ) from None
-    return device
 
 
 def augmentation(crop_size: int, keys: tuple[str, str, str] = ("image", "label", "fov")) -> Compose:
@@ -318,11 +304,6 @@ class TrainingState:
         schedule.load_state_dict({**saved["schedule"], "lr_lambdas": lambdas, "base_lrs": rates})
         for group, own, factor in zip(optimizer.param_groups, given, schedule.lr_lambdas, strict=True):
             group.update(own, lr=own["initial_lr"] * factor(schedule.last_epoch))
-
-
-def bar_interval() -> float:
-    """Seconds between updates of a progress bar: often on a terminal, seldom in a log file."""
-    return 0.2 if sys.stderr.isatty() else 30.0
 
 
 def progress_bar(engine: Any) -> tqdm:

@@ -16,7 +16,7 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from conftest import ROOT
-from reg4pru_monai.bundle import root_cause
+from reg4pru_monai.runtime import root_cause
 
 BUNDLE = ROOT / "bundles" / "fundus_vessel_segmentation"
 TINY: dict[str, Any] = {

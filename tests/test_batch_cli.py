@@ -11,10 +11,9 @@ import torch
 import yaml
 
 from batches import table, write_photographs
-from reg4pru_monai.batch.bundle import INSTALLED, bundle_digest
-from reg4pru_monai.bundle import UNTRAINED
+from reg4pru_monai.batch.command import INSTALLED, bundle_digest
 from reg4pru_monai.fundus.io import read_mask
-from reg4pru_monai.inference import ARCHITECTURE, load_pipeline
+from reg4pru_monai.inference import ARCHITECTURE, UNTRAINED, load_pipeline
 from reg4pru_monai.segmenter import build_segmenter
 from reg4pru_monai.weights import save_checkpoint
 from runs import BUNDLE, command
@@ -158,6 +157,21 @@ def test_a_foreign_bundle_is_named_with_its_digest(photographs: Path, tmp_path: 
     assert "run any code" not in reg4pru(*given[:3], tmp_path / "own", *given[4:], "--bundle", BUNDLE)
     assert "it has no configs/inference.yaml" in reg4pru(*given, "--bundle", tmp_path, code=1)
     assert "without --checkpoint" in reg4pru(*given, "--bundle", bundle, "--policy", "dense", code=1)
+
+
+def test_the_command_starts_without_what_it_does_not_need(tmp_path: Path) -> None:
+    code = """
+import sys
+from reg4pru_monai.startup import OPTIONAL, import_monai_alone
+import_monai_alone()
+import reg4pru_monai.batch.command
+assert not [name for name in OPTIONAL if name in sys.modules]
+import matplotlib, pandas
+import_monai_alone()
+assert "pandas" in sys.modules
+"""
+    done = command("-W", "ignore", "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 def test_dicom_is_read_and_segmentations_written(tmp_path: Path, checkpoint: Path) -> None:

@@ -30,7 +30,7 @@ from reg4pru_monai.benchmark_variants import (
     make_image,
     own_variants,
 )
-from reg4pru_monai.bundle import UNTRAINED
+from reg4pru_monai.inference import UNTRAINED
 from reg4pru_monai.segmenter import Segmenter, build_segmenter
 from reg4pru_monai.weights import CheckpointError, save_checkpoint
 

@@ -17,12 +17,13 @@ from PIL import Image
 
 import reg4pru_monai
 from conftest import ROOT
-from reg4pru_monai.bundle import ConfigurationError, flag, root_cause
+from reg4pru_monai.bundle import flag
 from reg4pru_monai.evaluation import predict
 from reg4pru_monai.fundus.io import read_image, read_mask
 from reg4pru_monai.fundus.phantom import make_phantom
 from reg4pru_monai.inference import load_pipeline
 from reg4pru_monai.plots import save_picture
+from reg4pru_monai.runtime import ConfigurationError, root_cause
 from reg4pru_monai.tracking import read_journal
 from reg4pru_monai.tracking_store import calm, sqlite_uri
 from reg4pru_monai.weights import load_checkpoint

@@ -13,9 +13,8 @@ import torch
 from monai.data import load_net_with_metadata
 
 from networks import SMALL, disc, small_network
-from reg4pru_monai.bundle import UNTRAINED
 from reg4pru_monai.export import FORMATS, ExportError, export, export_checkpoint, probes
-from reg4pru_monai.inference import CHECKPOINT, load_pipeline
+from reg4pru_monai.inference import CHECKPOINT, UNTRAINED, load_pipeline
 from reg4pru_monai.segmenter import Segmenter, build_segmenter
 from reg4pru_monai.weights import save_checkpoint
 from runs import BUNDLE, config, undisturbed

@@ -5,10 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from reg4pru_monai.bundle import UNTRAINED
 from reg4pru_monai.fundus.io import FundusReadError
 from reg4pru_monai.fundus.phantom import Phantom, make_phantom
-from reg4pru_monai.inference import ARCHITECTURE, CHECKPOINT, Pipeline, Segmentation, load_pipeline
+from reg4pru_monai.inference import ARCHITECTURE, CHECKPOINT, UNTRAINED, Pipeline, Segmentation, load_pipeline
 from reg4pru_monai.segmenter import build_segmenter
 from reg4pru_monai.weights import CheckpointError, save_checkpoint
 

@@ -17,9 +17,10 @@ from monai.data import CacheDataset, DataLoader
 from torch import nn
 
 from networks import small_network
-from reg4pru_monai.bundle import readable_errors, root_cause
+from reg4pru_monai.bundle import readable_errors
 from reg4pru_monai.fundus.datasets import datalist
 from reg4pru_monai.losses import TrainingStep
+from reg4pru_monai.runtime import root_cause, select_device
 from reg4pru_monai.segmenter import Segmenter, build_segmenter
 from reg4pru_monai.tracking import read_journal
 from reg4pru_monai.tracking_store import calm, sqlite_uri
@@ -31,7 +32,6 @@ from reg4pru_monai.training import (
     build_schedule,
     joined,
     reseed,
-    select_device,
 )
 from reg4pru_monai.transforms import preprocessing
 from reg4pru_monai.weights import load_checkpoint

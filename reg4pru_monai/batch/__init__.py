@@ -1,7 +1,6 @@
 """Folders of photographs in; masks, measurements and a report out; nothing lost."""
 
-from .bundle import photographs, run_bundle
 from .segment import Summary, segment_photographs
 from .settings import Settings, settings_of
 
-__all__ = ["Settings", "Summary", "photographs", "run_bundle", "segment_photographs", "settings_of"]
+__all__ = ["Settings", "Summary", "segment_photographs", "settings_of"]

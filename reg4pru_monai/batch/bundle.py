@@ -1,20 +1,17 @@
 """Bundles: inference.yaml runs the batch engine, and the command takes the network of any bundle."""
 
-import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
-from ..bundle import ConfigurationError
-from ..inference import CHECKPOINT, Pipeline
+from ..inference import Pipeline
+from ..runtime import ConfigurationError
 from .inputs import list_inputs
 from .progress import Display
 from .segment import segment_photographs
 from .settings import SettingsError, settings_of
 
-INSTALLED = CHECKPOINT.parents[1]
 _KEYS = ("network", "preprocessing", "inferer", "torch_device")
 
 
@@ -72,13 +69,3 @@ def load_bundle(folder: Path, device: str) -> Pipeline:
     if missing:
         raise SettingsError(f"{path}: {', '.join(missing)} not defined there; only bundles of this project are run")
     return Pipeline(*(parser.get_parsed_content(key) for key in _KEYS))
-
-
-def bundle_digest(folder: Path) -> str:
-    """SHA-256 over names and contents of the bundle's configurations and weights."""
-    digest = hashlib.sha256()
-    for path in sorted([*(folder / "configs").glob("*"), *(folder / "models").glob("*")]):
-        if path.is_file():
-            digest.update(os.fsencode(path.relative_to(folder).as_posix()) + b"\0")
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()

@@ -1,5 +1,6 @@
 """`reg4pru segment` and `reg4pru status`, without the parsing of their options."""
 
+import hashlib
 import json
 import logging
 import os
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..inference import CHECKPOINT, Pipeline, load_pipeline
-from .bundle import INSTALLED, bundle_digest, load_bundle
 from .failures import WriteError
 from .inputs import InputError
 from .journal import LockedError
@@ -18,6 +18,7 @@ from .segment import Summary, segment_photographs
 from .settings import SettingsError, settings_of
 from .status import Status, read_status
 
+INSTALLED = CHECKPOINT.parents[1]
 COULD_NOT_RUN = (InputError, SettingsError, LockedError, WriteError, OSError)
 
 
@@ -43,16 +44,28 @@ def load(network: Network, say: Any) -> Pipeline:
         "only if you trust where it came from. SHA-256 of its configurations and weights: "
         f"{bundle_digest(network.bundle)}"
     )
+    from .bundle import load_bundle  # needs all of MONAI
+
     pipeline = load_bundle(network.bundle, network.device)
     if network.keep_rate is not None:
         pipeline.network = pipeline.network.with_keep_rate(network.keep_rate)
     return pipeline
 
 
+def bundle_digest(folder: Path) -> str:
+    """SHA-256 over names and contents of the bundle's configurations and weights."""
+    digest = hashlib.sha256()
+    for path in sorted([*(folder / "configs").glob("*"), *(folder / "models").glob("*")]):
+        if path.is_file():
+            digest.update(os.fsencode(path.relative_to(folder).as_posix()) + b"\0")
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def default_workers() -> int:
-    """Threads for reading, and for writing: all processors but the network's, at most 8."""
+    """Threads for reading, and for writing: as many as processors, from 2 to 8."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(available - 1, 1), 8)
+    return min(max(available, 2), 8)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

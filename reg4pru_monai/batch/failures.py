@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from ..bundle import root_cause
 from ..fundus.io import FundusReadError
+from ..runtime import root_cause
 from .columns import Column
 from .inputs import Item
 
