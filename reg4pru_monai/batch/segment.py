@@ -291,20 +291,22 @@ def _write_report(output: Path, records: Sequence[Record], run: dict[str, Any]) 
     spent = sum((each["end"] or {}).get("seconds", 0.0) for each in runs)
     finished = sum((each["end"] or {}).get("done", 0) for each in runs)
     summary = [
-        ("Photographs", str(counts["listed"])),
-        ("Done", str(counts["done"])),
-        ("Failed", str(counts["failed"])),
-        ("Not done yet", str(max(counts["listed"] - counts["done"] - counts["failed"], 0))),
-        ("Computing time, all runs", f"{spent:.0f} s" + (f", {spent / finished:.2f} s each" if finished else "")),
+        ("Photographs", f"{counts['listed']:,}"),
+        ("Done", f"{counts['done']:,}"),
+        ("Failed", f"{counts['failed']:,}"),
+        ("Not done yet", f"{max(counts['listed'] - counts['done'] - counts['failed'], 0):,}"),
+        ("Computing time, all runs", f"{spent:,.0f} s"),
+        ("Photographs per second", f"{finished / spent:.2f}" if spent else ""),
+        ("Last run began", runs[-1]["started"]),
+        ("Device", runs[-1]["device"]),
         ("Weights", run["settings"]["weights"][:16]),
-        ("Versions", ", ".join(f"{name} {number}" for name, number in versions().items())),
-        ("Folder", run["root"]),
     ]
+    settings = {**run["settings"], "versions": runs[-1]["versions"], "root": run["root"]}
     write_report(
         output / "report.html",
         "Vessel segmentation",
         summary,
-        run["settings"],
+        settings,
         lambda: ({"name": row["path"], **row} for row in rows(records)),
         COLUMNS,
         lambda: ({"name": row["path"], **row} for row in errors(records)),
