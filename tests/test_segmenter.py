@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from networks import SMALL, Recorder, disc, small_network
+from reg4pru_monai.benchmark_variants import check_dtype
 from reg4pru_monai.blocks import grid_positions
 from reg4pru_monai.decoder import ChannelNorm, EomtDecoder, SkipDecoder
 from reg4pru_monai.encoder import Encoder
@@ -187,6 +188,27 @@ def test_half_precision_stream_stays_single_under_autocast() -> None:
 
 
 # --- decoders ---
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("decoder", ["eomt", "skip"])
+def test_half_precision_gives_what_single_gives(dtype: torch.dtype, decoder: str) -> None:
+    try:
+        check_dtype(torch.device("cpu"), str(dtype).removeprefix("torch."))
+    except ValueError as error:
+        pytest.skip(str(error))
+    network = small_network("reg4pru", decoder, keep_rate=0.5).eval()
+    image, fov = torch.randn(2, 3, 64, 64), disc((64, 64), (32, 32), 30).expand(2, -1, -1, -1)
+    with torch.no_grad():
+        for each in (network.dense(), network):
+            expected = each(image, fov)[fov]
+            with torch.autocast("cpu", dtype):
+                found = each(image, fov)[fov].float()
+            assert torch.isfinite(found).all()
+            # Pruned, rounding may keep another token of nearly the same score, so the bulk of the pixels counts.
+            error = (found - expected).abs() / expected.std()
+            assert error.median() < 12 * torch.finfo(dtype).eps
+            assert torch.corrcoef(torch.stack((found, expected)))[0, 1] > 0.99
 
 
 def test_eomt_mask_is_the_product_of_query_and_upscaled_tokens() -> None:
