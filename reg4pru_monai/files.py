@@ -1,10 +1,20 @@
 """Writing files so that a reader never meets a half-written one."""
 
+import hashlib
 import os
+import re
+import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
+
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_BESIDE = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.\w+)*")
+_DAY = 86400.0
 
 
 @contextmanager
@@ -16,12 +26,34 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Short, as the name may be as long as a file system allows; with the suffix, by which writers choose the format.
-    beside = path.with_name(f".{uuid.uuid4().hex[:16]}{path.suffix}")
+    beside = path.with_name(f".{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield beside
-        with open(beside, "rb") as file:
+        with open(beside, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
+        sync_folder(path.parent)
     finally:
         with suppress(OSError):  # the folder itself may have become unusable, which the error in flight says
             beside.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring new names in a folder to the disk, so that a power cut does not take them back; where the system can."""
+    with suppress(OSError):  # not on Windows, nor on every network file system
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file was being written by a process that is gone: of this machine, or it is older than a day."""
+    found = _BESIDE.fullmatch(path.name)
+    if found is None:
+        return False
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime > _DAY:
+            return True
+    return found[1] == _HOST and not psutil.pid_exists(int(found[2]))

@@ -2,7 +2,9 @@
 
 import json
 import logging
+import math
 import os
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import binary_dilation, binary_erosion
 
 from bad_files import write_bad_files
 from batches import comparable, segment, small_pipeline, table, write_photographs
-from reg4pru_monai.batch import Summary
+from reg4pru_monai.batch import Summary, work
+from reg4pru_monai.batch.failures import DeviceError
 from reg4pru_monai.batch.inputs import InputError
 from reg4pru_monai.batch.journal import LockedError, locked
 from reg4pru_monai.batch.rows import COLUMNS
@@ -55,6 +59,10 @@ def test_pictures_show_the_vessels_on_the_photograph(photographs: Path, finished
     for folder in ("overlays", "contours"):
         difference = np.abs(read_image(finished / folder / "photograph_00.png.jpg").astype(int) - image).sum(2)
         assert difference.shape == mask.shape
+        assert (difference > 150).any()
+    painted = np.abs(read_image(finished / "contours" / "photograph_00.png.jpg").astype(int) - image).sum(2) > 150
+    core, rim = binary_erosion(mask, iterations=4), mask ^ binary_dilation(mask)
+    assert painted[rim].mean() > 2 * painted[core].mean()
     overlaid = np.abs(read_image(finished / "overlays" / "photograph_00.png.jpg").astype(int) - image).sum(2)
     assert overlaid[mask].mean() > 3 * overlaid[~mask].mean()
 
@@ -110,7 +118,9 @@ def test_a_changed_photograph_and_a_lost_mask_are_done_again(photographs: Path, 
 def test_a_limit_and_then_the_rest(photographs: Path, finished: Path, tmp_path: Path) -> None:
     first = segment(photographs, tmp_path, limit=2)
     assert (first.done, first.missing) == (2, 3)
-    assert read_status(tmp_path).missing == 3
+    status = read_status(tmp_path)
+    assert status.missing == [f"photograph_0{number}.png" for number in (2, 3, 4)]
+    assert (status.listed, status.done) == (5, 2)
     segment(photographs, tmp_path)
     assert comparable(tmp_path)[1] == comparable(finished)[1]
 
@@ -253,6 +263,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_done(
         segment(photographs, tmp_path, workers=1)
     monkeypatch.undo()
     assert not [path for path in tmp_path.rglob(".*") if path.suffix in (".png", ".jpg")]
+    assert read_status(tmp_path).shards[0].state == "broken"
     status = read_status(tmp_path)
     assert 0 < status.done < 5
     assert not status.failures  # the disk's fault, not the photographs'
@@ -308,7 +319,7 @@ def test_overwriting_puts_earlier_results_aside(photographs: Path, tmp_path: Pat
 def test_photographs_from_elsewhere_are_refused(photographs: Path, tmp_path: Path) -> None:
     segment(photographs, tmp_path / "out", limit=1)
     elsewhere = write_photographs(tmp_path / "elsewhere", 5)
-    with pytest.raises(SettingsError, match=r"was started with photographs below .*give another --output, or --root"):
+    with pytest.raises(InputError, match=r"lies outside of .*give another --output, or --root with a folder above"):
         segment(elsewhere, tmp_path / "out")
     moved = segment(elsewhere, tmp_path / "out", root=str(elsewhere))
     assert moved.missing == 0
@@ -332,7 +343,7 @@ def test_shards_at_once_make_what_one_run_makes(photographs: Path, finished: Pat
     assert sum(summary.done for summary in results) == 5
     assert comparable(tmp_path)[1] == comparable(finished)[1]
     status = read_status(tmp_path)
-    assert (status.listed, status.done, status.missing) == (5, 5, 0)
+    assert (status.listed, status.done, status.missing) == (5, 5, [])
     assert sorted(each.shard for each in status.shards) == ["1/3", "2/3", "3/3"]
     assert {each.state for each in status.shards} == {"ended"}
 
@@ -402,6 +413,104 @@ def test_names_of_any_kind_survive(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert segment(tmp_path / "in", tmp_path / "out").before == len(found)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<img src=x" not in page
+
+
+def test_overwriting_touches_nothing_that_is_not_ours(tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "in", 2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.docx").write_text("mine")
+    segment(folder, tmp_path / "out", overwrite=True)
+    segment(folder, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "thesis.docx").read_text() == "mine"
+    assert len(list((tmp_path / "out" / "earlier").iterdir())) == 1
+
+
+def test_results_are_never_segmented_as_photographs(tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "in", 2)
+    segment(folder, folder / "results")
+    assert segment(folder, folder / "results").listed == 2
+    again = segment(folder, folder / "second")
+    assert again.listed == 2
+    assert any("results holds results of this command and was left out" in notice for notice in again.notices)
+    assert segment(str(folder / "**" / "*.png"), folder / "results").listed == 2
+    with pytest.raises(InputError, match="holds results of this command: give the photographs"):
+        segment(folder / "results", tmp_path / "third")
+
+
+def test_a_share_that_is_away_costs_no_results(tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "in", 3)
+    manifest = tmp_path / "list.txt"
+    manifest.write_text("".join(f"{path}\n" for path in folder.iterdir()))
+    root = str(tmp_path)
+    assert segment(manifest, tmp_path / "out", root=root).done == 3
+    folder.rename(tmp_path / "away")
+    assert segment(manifest, tmp_path / "out", root=root).failed == 3
+    (tmp_path / "away").rename(folder)
+    assert segment(manifest, tmp_path / "out", root=root).before == 3
+
+
+def test_a_failure_of_a_file_that_is_gone_is_forgotten(tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "in", 1)
+    (folder / "bad.png").write_text("x")
+    assert segment(folder, tmp_path / "out").exit_status == 3
+    (folder / "bad.png").unlink()
+    assert segment(folder, tmp_path / "out").exit_status == 0
+    assert table(tmp_path / "out", "errors.csv") == []
+    assert read_status(tmp_path / "out").listed == 1
+
+
+def test_part_of_the_photographs_keeps_their_names(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for year in ("2020", "2021"):
+        write_photographs(folder / year, 1)
+    assert segment(folder, tmp_path / "out").done == 2
+    assert segment(folder / "2021", tmp_path / "out").before == 1
+
+
+def test_a_larger_limit_of_pixels_goes_on(tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "in", 2)
+    assert segment(folder, tmp_path / "out", {"max_pixels": 100}).failed == 2
+    assert segment(folder, tmp_path / "out").done == 2
+
+
+def test_memory_of_a_failed_attempt_is_free_for_the_next(tmp_path: Path) -> None:
+    folder, alive = write_photographs(tmp_path / "in", 1), []
+
+    def once(self: Failing, windows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        if len(self.batches) == 1:
+            alive.append(weakref.ref(windows))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert alive[0]() is None
+        return logits
+
+    pipeline, _ = with_failing(once)
+    assert segment(folder, tmp_path / "out", pipeline=pipeline).done == 1
+
+
+def test_a_device_that_failed_ends_the_run(photographs: Path, tmp_path: Path) -> None:
+    def lost(self: Failing, windows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    pipeline, failing = with_failing(lost)
+    with pytest.raises(DeviceError, match="the device cpu failed: CUDA error"):
+        segment(photographs, tmp_path, pipeline=pipeline)
+    assert len(failing.batches) == 1
+    assert not read_status(tmp_path).failures
+
+
+def test_values_that_json_does_not_know_are_left_empty(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "quality_indicators", lambda *_: {"focus": math.inf, "contrast": math.nan})
+    assert segment(photographs, tmp_path, limit=1).done == 1
+    row = table(tmp_path)[0]
+    assert (row["focus"], row["contrast"]) == ("", "")
+
+
+def test_a_path_with_a_null_byte_is_no_manifest(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.png\n", encoding="utf-16")
+    with pytest.raises(InputError, match="save the manifest as UTF-8, not UTF-16"):
+        segment(tmp_path / "list.txt", tmp_path / "out")
 
 
 def test_an_input_must_exist(tmp_path: Path) -> None:

@@ -364,7 +364,7 @@ def test_personal_and_unknown_identifiers_are_refused(tmp_path: Path, keyword: s
         ({"NumberOfFrames": 2}, "cut off"),
         ({"NumberOfFrames": 0}, "NumberOfFrames (0028,0008) that is not 1 to"),
         ({"Rows": 60000, "Columns": 60000}, "60000 x 60000 pixels, more than max_pixels=150000000"),
-        ({"NumberOfFrames": 2**31 - 1}, "2147483647 frames (0028,0008) of 32 x 24 pixels, more than 100 times"),
+        ({"NumberOfFrames": 2**31 - 1}, "2147483647 frames (0028,0008) of 32 x 24 pixels, more than 4 times"),
     ],
 )  # fmt: skip
 def test_wrong_elements_are_refused(tmp_path: Path, elements: dict[str, Any], said: str) -> None:
@@ -441,7 +441,7 @@ def test_streams_that_contradict_their_elements(tmp_path: Path) -> None:
     deep = imagecodecs.jpegls_encode(DEEP)
     path = encapsulated(tmp_path / "d", [deep], DEEP, uid.JPEGLSLossless, BitsStored=10)
     assert "another number of bits" in reason(path)
-    path = encapsulated(tmp_path / "e", [stream], RGB, uid.JPEGBaseline8Bit, frames=10**6)
+    path = encapsulated(tmp_path / "e", [stream], RGB, uid.JPEGBaseline8Bit, frames=10**5)
     assert "PixelData (7FE0,0010) that cannot hold its frames" in reason(path)
 
 

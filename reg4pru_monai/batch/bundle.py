@@ -38,9 +38,12 @@ def run_bundle(
 ) -> None:
     """The ``run`` of inference.yaml. Raises SystemExit with the status of the run where it is not 0."""
     display = Display()
+    outputs = choices.get("outputs")
+    if outputs is not None:
+        choices["outputs"] = tuple(outputs.split(",") if isinstance(outputs, str) else outputs)
     summary = segment_photographs(
         _inputs(dataset_dir),
-        output_dir,
+        str(output_dir),
         pipeline,
         settings_of(pipeline, **choices),
         workers=workers,

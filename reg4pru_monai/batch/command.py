@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..inference import CHECKPOINT, Pipeline, load_pipeline
-from .failures import WriteError
+from .failures import DeviceError, WriteError
 from .inputs import InputError
 from .journal import LockedError
 from .progress import Display
@@ -19,7 +19,7 @@ from .settings import SettingsError, settings_of
 from .status import Status, read_status
 
 INSTALLED = CHECKPOINT.parents[1]
-COULD_NOT_RUN = (InputError, SettingsError, LockedError, WriteError, OSError)
+COULD_NOT_RUN = (InputError, SettingsError, LockedError, WriteError, DeviceError, OSError)
 
 
 class Network(NamedTuple):
@@ -91,7 +91,8 @@ def segment(
     choices: of Settings. how: keyword arguments of segment_photographs.
     """
     display = Display(mode)
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it says of damaged files stands in errors.csv
+    for name in ("tifffile", "reg4pru_monai.transforms"):  # what they say of photographs stands in the tables
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     pipeline = load(network, lambda text: print(text, file=sys.stderr))
     summary = segment_photographs(
         inputs,
@@ -125,10 +126,8 @@ def status(output: Path, as_json: bool = False, failures: int = 20) -> str:
     found = read_status(output)
     if as_json:
         return json.dumps(_status_values(found))
-    lines = [
-        f"{found.listed} photographs: {found.done} done, {len(found.failures)} failed, {found.missing} missing",
-        "",
-    ]
+    missing = len(found.missing)
+    lines = [f"{found.listed} photographs: {found.done} done, {len(found.failures)} failed, {missing} missing", ""]
     lines.append(f"{'shard':<9}{'state':<9}{'own':>9}{'done':>9}{'failed':>8}  since, on")
     lines += [
         f"{each.shard:<9}{each.state:<9}{each.own:>9}{each.done:>9}{each.failed:>8}  {each.started}, {each.host}"
@@ -140,7 +139,9 @@ def status(output: Path, as_json: bool = False, failures: int = 20) -> str:
         if len(found.failures) > failures:
             lines.append(f"  and {len(found.failures) - failures} more, see {output / 'errors.csv'}")
     if found.missing:
-        lines += ["", "the missing ones were not begun, or cut off: the same commands go on with them"]
+        lines += ["", "missing, because not begun or cut off; the same commands go on with them:"]
+        lines += [f"  {name!r}" for name in found.missing[:failures]]
+        lines += [f"  and {missing - failures} more"] if missing > failures else []
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
 
 
@@ -149,7 +150,8 @@ def _status_values(found: Status) -> dict[str, Any]:
         "listed": found.listed,
         "done": found.done,
         "failed": len(found.failures),
-        "missing": found.missing,
+        "missing": len(found.missing),
+        "missing_paths": found.missing,
         "shards": [each._asdict() for each in found.shards],
         "failures": [record.error for record in found.failures],
     }

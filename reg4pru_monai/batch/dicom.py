@@ -45,7 +45,7 @@ _COLOURS = {
 }
 _AGAIN = "export it again from the camera or the archive"
 # A sequence of frames of the largest size that is read at all: more is a damaged or hostile file.
-_MAX_FULL_FRAMES = 100
+_MAX_FULL_FRAMES = 4
 _ONE_LINE = ("AE", "AS", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "LO", "SH", "SL", "SS", "TM", "UI", "UL", "US")
 _PERSONAL = re.compile("Birth|Death|Address|Telephone|Telecom|Residence|CameraOwner|ContactDisplay")
 _MAX_TEXT = 64  # of the representations LO, SH and UI (PS3.5 table 6.2-1)

@@ -10,7 +10,9 @@ from ..runtime import root_cause
 from .columns import Column
 from .inputs import Item
 
-FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTCONN, errno.ESTALE)
+# Of the output folder or the machine, not of one photograph. Some do not exist on every system.
+_NAMES = "ENOSPC EDQUOT EROFS EACCES EPERM EIO ENOTCONN ESTALE EMFILE ENFILE ETIMEDOUT EHOSTDOWN ENODEV ENXIO EFBIG"
+FATAL = frozenset(getattr(errno, name) for name in _NAMES.split() if hasattr(errno, name))
 
 COLUMNS = (
     Column("path", "", "The file, relative to the root folder."),
@@ -19,6 +21,9 @@ COLUMNS = (
     Column("message", "", "What went wrong."),
     Column("remedy", "", "What to do about it."),
 )
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class StageError(Exception):
@@ -32,6 +37,10 @@ class StageError(Exception):
 
 class NetworkError(RuntimeError):
     """The network returned values that are no numbers."""
+
+
+class DeviceError(RuntimeError):
+    """The device stopped working, and no other photograph would fare better."""
 
 
 class WriteError(OSError):
@@ -69,7 +78,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    return isinstance(error, RuntimeError) and any(phrase in text for phrase in _NO_MEMORY)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether a GPU failed for good: after such an error every further call fails."""
+    return isinstance(error, RuntimeError) and "CUDA error" in str(error) and not is_out_of_memory(error)
 
 
 def is_fatal(error: BaseException) -> bool:

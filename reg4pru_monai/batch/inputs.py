@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ..fundus.datasets import find_samples
 from ..fundus.io import IMAGE_SUFFIXES
+from .journal import STATE
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 MANIFEST_SUFFIXES = (".txt", ".csv", ".tsv")
@@ -86,6 +87,7 @@ class _Found:
         self.bases: set[str] = set()
         self.ignored: Counter[str] = Counter()
         self.notices: list[str] = []
+        self._results: dict[str, bool] = {}
 
     def add(self, entry: str) -> None:
         if os.path.isdir(entry):
@@ -107,8 +109,21 @@ class _Found:
         matches = sorted(glob.glob(pattern, recursive=True))
         if not matches:
             raise InputError(f"{pattern}: no such file or folder, and no file matches it; check the path")
+        seen: set[str] = set()
         for path in matches:
-            self._folder(path) if os.path.isdir(path) else self._suffixed(path)
+            if os.path.isdir(path):
+                self._folder(path)
+            elif os.path.realpath(path) not in seen and not self._is_result(os.path.dirname(os.path.abspath(path))):
+                seen.add(os.path.realpath(path))  # links that lead in circles match again and again
+                self._suffixed(path)
+
+    def _is_result(self, folder: str) -> bool:
+        """Whether a folder lies in the output, or in an earlier one."""
+        if folder not in self._results:
+            above = os.path.dirname(folder)
+            own = os.path.realpath(folder) == self.output or os.path.isdir(os.path.join(folder, STATE))
+            self._results[folder] = own or (above != folder and self._is_result(above))
+        return self._results[folder]
 
     def _suffixed(self, path: str) -> None:
         if path.lower().endswith((*IMAGE_SUFFIXES, *DICOM_SUFFIXES)):
@@ -118,12 +133,16 @@ class _Found:
 
     def _folder(self, folder: str) -> None:
         folder = os.path.abspath(folder)
+        if self._is_result(folder):
+            raise InputError(f"{folder} holds results of this command: give the photographs, and another --output")
         self.bases.add(folder)
         entered, masks = {_identity(folder)}, _masks(folder)
         for top, folders, files in os.walk(folder, followlinks=True, onerror=self._unreadable):
             if "images" in folders:
                 folders[:] = [name for name in folders if not self._holds_masks(os.path.join(top, name))]
-            folders[:] = sorted(name for name in folders if self._enter(os.path.join(top, name), entered))
+            # In order, and real folders before links, so that a folder with two names always gets the same.
+            inside = sorted(folders, key=lambda name, top=top: (os.path.islink(os.path.join(top, name)), name))  # type: ignore[misc]
+            folders[:] = [name for name in inside if self._enter(os.path.join(top, name), entered)]
             for path in (os.path.join(top, name) for name in files if not name.startswith(".")):
                 if path not in masks:
                     self._walked(path)
@@ -144,7 +163,10 @@ class _Found:
 
     def _enter(self, folder: str, entered: set[tuple[int, int]]) -> bool:
         """Whether to go down: not into hidden folders, the output, or a folder that was entered before."""
-        if os.path.basename(folder).startswith(".") or os.path.realpath(folder) == self.output:
+        if os.path.basename(folder).startswith("."):
+            return False
+        if self._is_result(folder):
+            self.notices.append(f"{folder} holds results of this command and was left out")
             return False
         try:
             identity = _identity(folder)
@@ -204,6 +226,8 @@ def read_manifest(path: str) -> Iterator[str]:
                 lines = [row["path"] or "" for row in table]
     except (OSError, csv.Error) as error:
         raise InputError(f"{path}: not a readable manifest: {error}") from error
+    if any("\0" in line for line in lines):
+        raise InputError(f"{path}: holds NUL bytes; save the manifest as UTF-8, not UTF-16")
     yield from (os.path.join(folder, line) for line in lines if line.strip())
 
 

@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..files import sync_folder
+
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 STATE = ".reg4pru"
+_ATTEMPTS = 5
 
 
 class LockedError(RuntimeError):
@@ -49,9 +52,9 @@ class Journal:
     def __init__(self, output: Path, header: Mapping[str, Any]) -> None:
         folder = output / STATE / "journal"
         folder.mkdir(parents=True, exist_ok=True)
-        started = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-        self.path = folder / f"{started}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
+        self.path = folder / f"{time.time_ns():020}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"  # by age when sorted
         self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115  # kept open for the run
+        sync_folder(folder)
         self._lock = threading.Lock()
         self._write({"run": {"host": socket.gethostname(), "pid": os.getpid(), **header}})
 
@@ -103,7 +106,8 @@ def read_journals(output: Path) -> Iterator[tuple[Run, Iterator[Record]]]:
 def latest_records(output: Path, settings: str) -> dict[str, Record]:
     """The last record of every photograph, by name, among the runs with the settings of this digest.
 
-    A failure does not undo an earlier result of the same file.
+    A failure does not undo an earlier result of the same file, as long as that is still there; a file that could not
+    be reached (size 0, time 0) may be the same.
     """
     found: dict[str, Record] = {}
     for run, records in read_journals(output):
@@ -111,13 +115,15 @@ def latest_records(output: Path, settings: str) -> dict[str, Record]:
             continue
         for record in records:
             earlier = found.get(record.name)
-            if record.status == "done" or earlier is None or earlier.status != "done" or _differs(earlier, record):
+            if record.status == "done" or earlier is None or not _still_holds(output, earlier, record):
                 found[record.name] = record
     return found
 
 
-def _differs(first: Record, second: Record) -> bool:
-    return (first.size, first.mtime_ns) != (second.size, second.mtime_ns)
+def _still_holds(output: Path, earlier: Record, failure: Record) -> bool:
+    """Whether an earlier record counts more than a failure that came after it."""
+    changed = (failure.size, failure.mtime_ns) not in ((earlier.size, earlier.mtime_ns), (0, 0))
+    return earlier.status == "done" and not changed and all((output / path).exists() for path in earlier.outputs)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -133,7 +139,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def locked(output: Path, name: str, wait: bool = False, mark: bool = True) -> Iterator[None]:
-    """Hold a lock of the output folder; released by the system however the process ends.
+    """Hold a lock of the output folder; released by the system however the process ends. Raises LockedError.
 
     wait: wait for it instead of raising LockedError. mark: leave in it who holds it. Where the file system knows no
     locks there are none.
@@ -142,18 +148,40 @@ def locked(output: Path, name: str, wait: bool = False, mark: bool = True) -> It
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                file.seek(0)
-                raise LockedError(
-                    f"another run ({file.read().strip() or 'of unknown origin'}) works on {output}; wait for it, "
-                    "or give --shard I/N to share the work"
-                ) from None
-            except OSError:  # some network file systems; results stay whole, only work may be done twice
-                pass
+            _lock(file, output, wait)
         if mark:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
             file.flush()
         yield
+
+
+def _lock(file: Any, output: Path, wait: bool) -> None:
+    """Lock an open file; where the file system knows no locks, results stay whole, only work may be done twice."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return
+        except BlockingIOError:
+            if attempt + 1 < _ATTEMPTS:
+                time.sleep(0.1)  # somebody may only have asked whether it is locked
+        except OSError:
+            return
+    file.seek(0)
+    raise LockedError(
+        f"another run ({file.read().strip() or 'of unknown origin'}) works on {output}; wait for it, or give "
+        "--shard I/N to share the work"
+    )
+
+
+def is_locked(output: Path, name: str) -> bool:
+    """Whether a running process holds a lock; needs no permission to write."""
+    try:
+        with open(output / STATE / f"{name}.lock") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -28,12 +28,12 @@ class Display:
 
     def started(self, summary: Summary) -> None:
         """Say what is to be done."""
-        self._total = summary.own - summary.before
+        self._total = summary.now
         if self.mode == "json":
             return
-        for notice in summary.notices:
-            self._say(notice)
         if self.mode != "quiet":
+            for notice in summary.notices:
+                self._say(notice)
             before = f", {summary.before} of them done before" if summary.before else ""
             self._say(f"{summary.own} photographs{before}; results go to {summary.output}")
         if self.mode == "bar":
@@ -46,7 +46,7 @@ class Display:
             self._failed += record.status == "failed"
             if self.mode == "json":
                 self._print({"path": record.name, "status": record.status, "error": record.error})
-            elif record.error is not None and self.mode != "quiet":
+            elif record.error is not None:
                 self._say(f"{record.name!r} failed: {record.error['message']}")
             if self._bar is not None:
                 self._bar.set_postfix(failed=self._failed, refresh=False)
@@ -84,7 +84,7 @@ class Display:
 
 def summary_values(summary: Summary) -> dict[str, Any]:
     """The numbers of a summary, for JSON."""
-    names = ("listed", "own", "before", "done", "failed", "missing", "seconds", "stopped", "exit_status")
+    names = ("listed", "own", "before", "done", "failed", "missing", "seconds", "stopped", "exit_status", "notices")
     return {"output": str(summary.output), **{name: getattr(summary, name) for name in names}}
 
 

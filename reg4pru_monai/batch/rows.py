@@ -28,7 +28,8 @@ COLUMNS = (
         "tokens_computed_fraction",
         "",
         "Tokens that went through a block, averaged over the blocks, as a share of all tokens of the windows that were "
-        "computed. Class and register tokens count as computed, so that without pruning it is a little above 1.",
+        "computed. Class and register tokens count as computed, so that without pruning it is "
+        "a little above 1. Photographs of one batch share the mean.",
     ),
     Column("seconds", "s", "Time spent on the file: reading, network, measuring, writing. Stages of files overlap."),
 )

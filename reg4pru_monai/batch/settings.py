@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -64,8 +64,10 @@ class Settings:
         check_identifiers(self.identifiers)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they come back from JSON."""
-        return json.loads(json.dumps(asdict(self)))
+        """Plain values, as they come back from JSON; without max_pixels, which changes no result."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        del values["max_pixels"]
+        return values
 
     @property
     def digest(self) -> str:
@@ -98,45 +100,43 @@ def weights_digest(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def claim(output: Path, settings: Settings, root: str, moved: bool = False) -> None:
-    """Make an output folder, or enter one that was made with the same settings and root.
+class Claim(NamedTuple):
+    """What an output folder was made with. settings: plain values. root: absolute folder that names start from."""
 
-    moved: whether the photographs may lie under another root than before, with the same names below it.
-    Raises SettingsError, OSError.
-    """
+    settings: dict[str, Any]
+    digest: str
+    root: str
+
+
+def claim(output: Path, settings: Settings, root: str) -> None:
+    """Make an output folder, or enter one that was made with the same settings. Raises SettingsError, OSError."""
     path = output / STATE / "settings.json"
-    content = {"settings": settings.to_dict(), "root": root}
+    content = {"settings": settings.to_dict(), "digest": settings.digest, "root": root}
     if not path.exists():
         _create(path, content)
-    earlier, known_root = read_claim(output)
-    different = _differences(earlier.to_dict(), settings.to_dict())
+    known = read_claim(output)
+    different = _differences(known.settings, settings.to_dict())
     if different:
         raise SettingsError(
             f"{output} holds results of other settings ({'; '.join(different)}). Results of different settings are not "
             "mixed: give another --output, the earlier settings, or --overwrite"
         )
-    if known_root != root:
-        if not moved:
-            raise SettingsError(
-                f"{output} was started with photographs below {known_root}, and names in it are relative to that. "
-                f"These lie below {root}: give another --output, or --root with the folder that stands for it now"
-            )
+    if known.root != root:
         _replace(path, content)
 
 
-def read_claim(output: Path) -> tuple[Settings, str]:
+def read_claim(output: Path) -> Claim:
     """Settings and root of an output folder. Raises SettingsError."""
     path = output / STATE / "settings.json"
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        values: dict[str, Any] = {key: _tuple(value) for key, value in known["settings"].items()}
-        return Settings(**values), known["root"]
+        return Claim(dict(known["settings"]), str(known["digest"]), str(known["root"]))
+    except FileNotFoundError:
+        raise SettingsError(
+            f"{output} is no output folder of `reg4pru segment`: it has no {STATE}/settings.json"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise SettingsError(f"{path}: damaged ({error!r}); give another --output, or --overwrite") from error
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _create(path: Path, content: Mapping[str, Any]) -> None:

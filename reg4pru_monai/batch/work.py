@@ -1,6 +1,7 @@
 """What is done with one photograph: read, prepare, compute, measure, write. Engines decide where and when."""
 
 import copy
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -14,7 +15,16 @@ from torch import Tensor
 from ..evaluation import restored
 from ..fundus.fov import FieldOfView
 from ..inference import Pipeline
-from .failures import NetworkError, StageError, WriteError, error_row, is_fatal, is_out_of_memory
+from .failures import (
+    DeviceError,
+    NetworkError,
+    StageError,
+    WriteError,
+    error_row,
+    is_device_lost,
+    is_fatal,
+    is_out_of_memory,
+)
 from .inputs import Item
 from .journal import STATE, Record
 from .measurements import measure_vessels
@@ -23,7 +33,7 @@ from .photograph import Photograph, read_photographs
 from .quality import quality_indicators
 from .settings import Settings
 from .volumes import write_dicom_seg
-from .writers import Result, write_outputs, write_thumbnail
+from .writers import SEGMENTATIONS, Result, write_outputs, write_thumbnail
 
 
 class Frame(NamedTuple):
@@ -88,9 +98,13 @@ class Work:
         try:
             return list(self._infer(files))
         except Exception as error:
-            if len(files) == 1:
-                return [self._infer_small(files[0], error)]
-        return [self.infer([file])[0] for file in files]
+            if is_device_lost(error):
+                raise DeviceError(f"the device {self.pipeline.device} failed: {error}") from error
+            # Without its traceback, which holds the tensors of the attempt: a smaller one needs their memory.
+            failure = error.with_traceback(None)
+        if len(files) > 1:
+            return [self.infer([file])[0] for file in files]
+        return [self._infer_small(files[0], failure)]
 
     def _infer(self, files: Sequence[Prepared], **smaller: int) -> list[Inferred]:
         started = time.perf_counter()
@@ -110,11 +124,12 @@ class Work:
     def _infer_small(self, file: Prepared, error: Exception) -> Inferred | StageError:
         """After memory ran out: once more, window by window."""
         if is_out_of_memory(error):
-            torch.cuda.empty_cache()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             try:
                 return self._infer([file], batch_size=1)[0]
             except Exception as second:
-                error = second
+                error = second.with_traceback(None)
         return StageError("network", error)
 
     def finish(self, file: Prepared, found: Inferred) -> Record:
@@ -137,7 +152,8 @@ class Work:
             raise StageError(stage, error) from error
         spent = file.seconds + found.seconds + time.perf_counter() - started
         own = {"path": file.item.name, "status": "done", "seconds": round(spent, 4)}
-        return Record(file.item.name, "done", file.size, file.mtime_ns, [{**own, **row} for row in rows], None, outputs)
+        finite = [{key: _finite(value) for key, value in {**own, **row}.items()} for row in rows]
+        return Record(file.item.name, "done", file.size, file.mtime_ns, finite, None, outputs)
 
     def failed(self, item: Item, error: StageError) -> Record:
         """The record of a file that could not be segmented."""
@@ -169,13 +185,13 @@ class Work:
         return Result(pixels, probability, mask, spacing), row
 
     def _written(self, file: Prepared, frame: Frame, result: Result) -> list[str]:
-        name = file.item.name if len(file.frames) == 1 else f"{file.item.name}.{frame.photograph.frame}"
+        name = file.item.name if len(file.frames) == 1 else f"{file.item.name}/{frame.photograph.frame}"
         if file.item.name in self.thumbnails and frame is file.frames[0]:
             write_thumbnail(thumbnail_path(self.output, file.item.name), result)
         return write_outputs(self.output, name, self.settings.outputs, result)
 
     def _segmentation(self, file: Prepared, source: bytes, masks: list[Any]) -> str:
-        path = output_path(self.output, "segmentations", file.item.name, ".dcm")
+        path = output_path(self.output, SEGMENTATIONS, file.item.name, ".dcm")
         write_dicom_seg(path, source, masks, self.settings.weights, self.settings.digest)
         return path.relative_to(self.output).as_posix()
 
@@ -214,9 +230,14 @@ def _spacing(photograph: Photograph, given: float | None) -> tuple[float, float]
     return (float(found[0]), float(found[1])) if all(found) else None  # type: ignore[arg-type]
 
 
+def _finite(value: Any) -> Any:
+    """The value, or None where it is no number, which JSON does not know."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _status(path: str) -> tuple[int, int]:
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # such as a name with a NUL
         return 0, 0
     return status.st_size, status.st_mtime_ns

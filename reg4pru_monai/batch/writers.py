@@ -17,6 +17,7 @@ from .names import output_path
 from .volumes import write_nifti
 
 THUMBNAIL_SIDE = 320  # px
+SEGMENTATIONS = "segmentations"  # folder of the DICOM segmentations
 
 
 class Result(NamedTuple):

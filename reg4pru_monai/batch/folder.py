@@ -1,0 +1,49 @@
+"""The output folder as a whole: earlier results put aside, remains of killed runs removed."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ..files import is_leftover
+from .journal import STATE, locked
+from .writers import SEGMENTATIONS, WRITERS
+
+logger = logging.getLogger(__name__)
+
+FOLDERS = (*(writer.folder for writer in WRITERS.values()), SEGMENTATIONS)
+TABLES = ("results.csv", "results.parquet", "errors.csv", "run.json", "report.html")
+
+
+def put_aside(output: Path, own_lock: str) -> None:
+    """Move the results of earlier runs, and nothing else, into ``earlier/<time>``. Raises LockedError, OSError."""
+    if not (output / STATE / "settings.json").exists():
+        return  # nothing there is ours
+    with _alone(output, own_lock):
+        target = output / "earlier" / time.strftime("%Y%m%dT%H%M%S")
+        state = [path for path in (output / STATE).iterdir() if path.suffix != ".lock"]
+        for path in [*(output / name for name in (*FOLDERS, *TABLES)), *state]:
+            if path.exists():
+                place = target / path.relative_to(output)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(place)
+        logger.info("earlier results: %s", target)
+
+
+@contextmanager
+def _alone(output: Path, own_lock: str) -> Iterator[None]:
+    """Beside the lock that is held, hold those of all other shards. Raises LockedError while one of them is at work."""
+    with ExitStack() as held:
+        for path in (output / STATE).glob("shard-*.lock"):
+            if path.stem != own_lock:
+                held.enter_context(locked(output, path.stem, mark=False))
+        yield
+
+
+def sweep(output: Path) -> None:
+    """Remove what killed runs left half-written."""
+    for folder in (output, output / STATE, *(output / name for name in FOLDERS), output / STATE / "thumbnails"):
+        for path in folder.glob(".*") if folder in (output, output / STATE) else folder.rglob(".*"):
+            if is_leftover(path):
+                path.unlink(missing_ok=True)
