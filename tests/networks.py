@@ -1,13 +1,16 @@
 """Networks small enough for tests, and round fields of view."""
 
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
+from reg4pru_monai.inference import ARCHITECTURE, UNTRAINED
 from reg4pru_monai.presets import PRESETS, Preset
 from reg4pru_monai.segmenter import Segmenter, build_segmenter
+from reg4pru_monai.weights import save_checkpoint
 
 SMALL = Preset(patch=4, dim=32, depth=8, heads=4, layer_scale=0.5, coordinate_scale=8.0, mask_stride=2, skip_width=4)
 
@@ -18,6 +21,15 @@ def small_network(policy: str = "reg4pru", decoder: str = "eomt", preset: Preset
     with patch.dict(PRESETS, small_test=preset):
         built = {name: options.pop(name) for name in ("keep_rate", "stages", "reactivate") if name in options}
         return build_segmenter("small_test", policy, decoder, **built, policy_options=options)
+
+
+def write_checkpoint(path: Path, diameter: int) -> Path:
+    """An untrained network: its probabilities differ from pixel to pixel, which is all that most tests need."""
+    settings = {**UNTRAINED, "diameter": diameter}
+    torch.manual_seed(0)
+    network = build_segmenter(**{key: settings[key] for key in ARCHITECTURE})
+    save_checkpoint(path, {"network": network.state_dict(), "configuration": settings})
+    return path
 
 
 def disc(size: tuple[int, int], center: tuple[float, float], radius: float) -> Tensor:

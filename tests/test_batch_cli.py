@@ -11,24 +11,17 @@ import torch
 import yaml
 
 from batches import table, write_photographs
+from networks import write_checkpoint
 from reg4pru_monai.batch.command import INSTALLED, bundle_digest
 from reg4pru_monai.fundus.io import read_mask
-from reg4pru_monai.inference import ARCHITECTURE, UNTRAINED, load_pipeline
-from reg4pru_monai.segmenter import build_segmenter
-from reg4pru_monai.weights import save_checkpoint
+from reg4pru_monai.inference import load_pipeline
 from runs import BUNDLE, command
 from test_cli import reg4pru
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Untrained, for small photographs."""
-    path = tmp_path_factory.mktemp("checkpoint") / "model.pt"
-    values = {**UNTRAINED, "diameter": 64}
-    torch.manual_seed(0)
-    network = build_segmenter(**{key: values[key] for key in ARCHITECTURE})
-    save_checkpoint(path, {"network": network.state_dict(), "configuration": values})
-    return path
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model.pt", diameter=64)
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
+from networks import write_checkpoint
 from reg4pru_monai.fundus.io import FundusReadError
 from reg4pru_monai.fundus.phantom import Phantom, make_phantom
-from reg4pru_monai.inference import ARCHITECTURE, CHECKPOINT, UNTRAINED, Pipeline, Segmentation, load_pipeline
-from reg4pru_monai.segmenter import build_segmenter
-from reg4pru_monai.weights import CheckpointError, save_checkpoint
+from reg4pru_monai.inference import CHECKPOINT, Pipeline, Segmentation, load_pipeline
+from reg4pru_monai.weights import CheckpointError
 
 SIZE = (150, 190)
 
@@ -21,13 +21,7 @@ def phantom() -> Phantom:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained network: its probabilities differ from pixel to pixel, which is all these tests need."""
-    path = tmp_path_factory.mktemp("checkpoint") / "model.pt"
-    settings = {**UNTRAINED, "diameter": 128}
-    torch.manual_seed(0)
-    network = build_segmenter(**{key: settings[key] for key in ARCHITECTURE})
-    save_checkpoint(path, {"network": network.state_dict(), "configuration": settings})
-    return path
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model.pt", diameter=128)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from ..fundus.datasets import find_samples
 from ..fundus.io import IMAGE_SUFFIXES
 from .journal import STATE
 
-DICOM_SUFFIXES = (".dcm", ".dicom")
+_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom")
 MANIFEST_SUFFIXES = (".txt", ".csv", ".tsv")
 _MASK_FOLDER = re.compile(r"mask|manual|label|observer|segmentation|ground.?truth", re.IGNORECASE)
 
@@ -55,7 +55,7 @@ def list_inputs(inputs: Sequence[str | os.PathLike[str]], output: str | Path, ro
     for entry in inputs:
         found.add(os.fspath(entry))
     if not found.paths:
-        other = _counts(found.ignored)
+        other = counted(found.ignored)
         raise InputError(f"no photograph in {', '.join(map(str, inputs))}{f' (only {other})' if other else ''}")
     base = os.path.abspath(root) if root is not None else _common(found.bases)
     items = {Item(_name(path, base), path) for path in found.paths}
@@ -126,10 +126,13 @@ class _Found:
         return self._results[folder]
 
     def _suffixed(self, path: str) -> None:
-        if path.lower().endswith((*IMAGE_SUFFIXES, *DICOM_SUFFIXES)):
+        if path.lower().endswith(_SUFFIXES):
             self._file(path)
         else:
-            self.ignored[os.path.splitext(path)[1].lower() or "no suffix"] += 1
+            self._ignore(path)
+
+    def _ignore(self, path: str) -> None:
+        self.ignored[os.path.splitext(path)[1].lower() or "no suffix"] += 1
 
     def _folder(self, folder: str) -> None:
         folder = os.path.abspath(folder)
@@ -156,10 +159,10 @@ class _Found:
         return found
 
     def _walked(self, path: str) -> None:
-        if path.lower().endswith((*IMAGE_SUFFIXES, *DICOM_SUFFIXES)) or _is_unnamed_dicom(path):
+        if path.lower().endswith(_SUFFIXES) or _is_unnamed_dicom(path):
             self.paths[path] = None
         else:
-            self.ignored[os.path.splitext(path)[1].lower() or "no suffix"] += 1
+            self._ignore(path)
 
     def _enter(self, folder: str, entered: set[tuple[int, int]]) -> bool:
         """Whether to go down: not into hidden folders, the output, or a folder that was entered before."""
@@ -248,5 +251,6 @@ def _name(path: str, root: str) -> str:
     return relative.replace(os.sep, "/")
 
 
-def _counts(ignored: Counter[str]) -> str:
+def counted(ignored: Mapping[str, int]) -> str:
+    """Numbers of files by suffix, in words."""
     return ", ".join(f"{count} x {suffix}" for suffix, count in sorted(ignored.items()))

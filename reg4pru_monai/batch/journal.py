@@ -45,6 +45,10 @@ class Record(NamedTuple):
     error: dict[str, Any] | None
     outputs: list[str]
 
+    def is_whole(self, output: Path) -> bool:
+        """Whether all that was written is still in the output folder."""
+        return all((output / path).exists() for path in self.outputs)
+
 
 class Journal:
     """The journal of this process; lines may come from several threads."""
@@ -123,7 +127,7 @@ def latest_records(output: Path, settings: str) -> dict[str, Record]:
 def _still_holds(output: Path, earlier: Record, failure: Record) -> bool:
     """Whether an earlier record counts more than a failure that came after it."""
     changed = (failure.size, failure.mtime_ns) not in ((earlier.size, earlier.mtime_ns), (0, 0))
-    return earlier.status == "done" and not changed and all((output / path).exists() for path in earlier.outputs)
+    return earlier.status == "done" and not changed and earlier.is_whole(output)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -135,6 +139,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 content = None
             if isinstance(content, dict):
                 yield content
+
+
+def lock_name(shard: str) -> str:
+    """The lock of shard "I/N"."""
+    return f"shard-{shard.replace('/', '-of-')}"
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """What a run says while it runs: a bar on a terminal, a line now and then in a log, JSON for programs, or nothing."""
 
 import json
-import logging
 import sys
 import threading
 import time
@@ -12,7 +11,6 @@ from tqdm import tqdm
 from .journal import Record
 from .segment import Summary
 
-logger = logging.getLogger(__name__)
 LOG_INTERVAL = 30.0  # s
 
 

@@ -20,8 +20,8 @@ import torch
 from ..inference import Pipeline
 from .engine import LocalEngine, Profile
 from .folder import put_aside, sweep
-from .inputs import Item, Listing, list_inputs, shard
-from .journal import STATE, Journal, Record, latest_records, locked
+from .inputs import Item, Listing, counted, list_inputs, shard
+from .journal import STATE, Journal, Record, latest_records, lock_name, locked
 from .measurements import warm_up
 from .reports import versions, write_reports
 from .settings import Settings, SettingsError, claim, read_claim
@@ -100,7 +100,7 @@ def segment_photographs(
     if dry_run:
         known = {} if overwrite else latest_records(output, settings.digest)
         return _summary(output, listing, items, [item for item in items if not _is_done(output, item, known)], limit)
-    own = f"shard-{part[0]}-of-{part[1]}"
+    own = lock_name(f"{part[0]}/{part[1]}")
     with locked(output, own):
         if overwrite:
             put_aside(output, own)
@@ -139,8 +139,7 @@ def _check(
 def _summary(output: Path, listing: Listing, items: list[Item], todo: list[Item], limit: int | None) -> Summary:
     notices = list(listing.notices)
     if listing.ignored:
-        kinds = ", ".join(f"{count} x {suffix}" for suffix, count in listing.ignored.items())
-        notices.append(f"files of other kinds were ignored: {kinds}")
+        notices.append(f"files of other kinds were ignored: {counted(listing.ignored)}")
     now = len(todo) if limit is None else min(limit, len(todo))
     return Summary(output, len(listing.items), len(items), len(items) - len(todo), now, notices=notices)
 
@@ -156,7 +155,7 @@ def _is_done(output: Path, item: Item, known: dict[str, Record]) -> bool:
         return False
     if (status.st_size, status.st_mtime_ns) != (record.size, record.mtime_ns):
         return False
-    return all((output / path).exists() for path in record.outputs)
+    return record.is_whole(output)
 
 
 def _shown(items: Sequence[Item]) -> frozenset[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files import replacing
-from .journal import STATE, Record, Run, is_locked, latest_records, read_journals
+from .journal import STATE, Record, Run, is_locked, latest_records, lock_name, read_journals
 from .settings import read_claim
 
 
@@ -80,7 +80,7 @@ def present_records(output: Path, digest: str, root: str) -> list[Record]:
 def _shard(output: Path, run: Run, counts: Counter[str]) -> ShardStatus:
     header, end = run.header, run.end
     if end is None:
-        state = "running" if is_locked(output, f"shard-{header['shard'].replace('/', '-of-')}") else "killed"
+        state = "running" if is_locked(output, lock_name(header["shard"])) else "killed"
     else:
         state = "broken" if end.get("error") else "stopped" if end.get("stopped") else "ended"
     values = (header["shard"], state, header["host"], header["started"], header["own"])

@@ -106,12 +106,12 @@ class Work:
             return [self.infer([file])[0] for file in files]
         return [self._infer_small(files[0], failure)]
 
-    def _infer(self, files: Sequence[Prepared], **smaller: int) -> list[Inferred]:
+    def _infer(self, files: Sequence[Prepared], windows: int | None = None) -> list[Inferred]:
         started = time.perf_counter()
         frames = [frame for file in files for frame in file.frames]
         network = _Counting(self.pipeline.network)
         inferer = copy.copy(self.pipeline.inferer)
-        inferer.batch_size = smaller.get("batch_size", inferer.batch_size)
+        inferer.batch_size = windows or inferer.batch_size
         device = self.pipeline.device
         images, fovs = ([frame.item[key].as_tensor().to(device) for frame in frames] for key in ("image", "fov"))
         with torch.inference_mode():
@@ -127,7 +127,7 @@ class Work:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             try:
-                return self._infer([file], batch_size=1)[0]
+                return self._infer([file], windows=1)[0]
             except Exception as second:
                 error = second.with_traceback(None)
         return StageError("network", error)
