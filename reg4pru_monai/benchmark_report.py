@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from .benchmark import Plan, Row
 from .benchmark_variants import DENSE, Skipped, condition
 from .files import replacing
 from .plots import Measured, save_ap_against_speed
+from .runtime import device_name
 from .tracking import environment_tags
 
 
@@ -187,23 +187,13 @@ def environment(plan: Plan, command: str) -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
-        "devices": {name: torch.cuda.get_device_name(name) if "cuda" in name else _cpu() for name in devices},
+        "devices": {name: device_name(torch.device(name)) for name in devices},
         "threads": plan.threads or torch.get_num_threads(),
         "weights": str(plan.checkpoint or "random"),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cuda": torch.version.cuda,
         **{name: value for name, value in environment_tags().items() if name not in left_out},
     }
-
-
-def _cpu() -> str:
-    """Model of the CPU where Linux tells it, else its architecture; and the instructions that torch uses."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def headline(plan: Plan, made_with: Mapping[str, Any]) -> str:

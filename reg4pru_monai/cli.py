@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 app = typer.Typer(
     help="Retinal vessel segmentation with a token-pruned vision transformer.",
@@ -74,7 +75,19 @@ def release(
     typer.echo(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
 
 
-@app.command()
+class _CouldNotRun(TyperCommand):
+    """A wrong option ends with 1, like anything else that keeps the command from running."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().make_context(*args, **kwargs)
+        except Exception as error:
+            if getattr(error, "exit_code", 0) == 2:  # a usage error, in every version of typer
+                error.exit_code = 1  # type: ignore[attr-defined]
+            raise
+
+
+@app.command(cls=_CouldNotRun)
 def segment(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, or manifests (.txt, .csv, .tsv).")],
     output: Annotated[Path, typer.Option(help="Folder for the results; made where it does not exist.")],
@@ -86,7 +99,9 @@ def segment(
     outputs: Annotated[
         str, typer.Option(help="Of mask, probability, overlay, contour, nifti, dicom-seg; with commas.")
     ] = "mask,overlay",
-    threshold: Annotated[float, typer.Option(help="Probability from which a pixel is vessel.")] = 0.5,
+    threshold: Annotated[
+        float | None, typer.Option(help="Probability from which a pixel is vessel [default: the bundle's, 0.5].")
+    ] = None,
     mm_per_pixel: Annotated[
         float | None, typer.Option(help="Scale of all photographs, for measurements in millimetres.")
     ] = None,
@@ -108,7 +123,7 @@ def segment(
 ) -> None:
     """Segment photographs: masks, measurements and a report. The same command again goes on where it ended.
 
-    Exit status: 0 all done, 3 done but some failed, 1 could not run, 130 or 143 when stopped.
+    Exit status: 0 all done, 3 done but some failed, 1 could not run, 130 when stopped.
     """
     from .startup import import_monai_alone
 
@@ -144,7 +159,7 @@ def segment(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=_CouldNotRun)
 def status(
     output: Annotated[Path, typer.Argument(help="The --output of reg4pru segment.")],
     json_lines: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,

@@ -1,6 +1,8 @@
 """The device to run on, and errors as users should read them. Light: no training, no tracking."""
 
+import platform
 import sys
+from pathlib import Path
 
 import torch
 
@@ -21,12 +23,26 @@ def select_device(name: str = "auto") -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):  # others lack operations, or hold no values
+            raise RuntimeError("no such kind is supported")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"device must be auto, cpu or an available GPU such as cuda:0, got {name!r} ({error})"
         ) from None
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """Model of a GPU; of the CPU where Linux tells it, else its architecture, and the instructions that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{models[0] if models else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def root_cause(error: BaseException) -> BaseException:

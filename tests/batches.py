@@ -1,7 +1,9 @@
 """A pipeline and photographs small enough to segment dozens of them in a test."""
 
 import csv
+import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import torch
 
 from networks import small_network
 from reg4pru_monai.batch import Summary, segment_photographs, settings_of
+from reg4pru_monai.batch.inputs import Item
+from reg4pru_monai.batch.work import Prepared, Work
 from reg4pru_monai.fundus.phantom import make_phantom
 from reg4pru_monai.inference import Pipeline
 from reg4pru_monai.plots import save_picture
@@ -41,8 +45,16 @@ def segment(inputs: Any, output: Path, choices: dict[str, Any] | None = None, **
 
 
 def segment_in_process(folder: str, output: str, how: dict[str, Any]) -> None:
-    """For processes of tests: ends with the exit status of the run."""
+    """For processes of tests: ends with the exit status of the run. how["deadly"]: a file that kills the process."""
     torch.set_num_threads(1)
+    deadly, prepare = how.pop("deadly", None), Work.prepare
+
+    def prepared(self: Work, item: Item) -> Prepared:
+        if item.path == deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return prepare(self, item)
+
+    Work.prepare = prepared  # type: ignore[method-assign]
     pipeline = small_pipeline()
     os._exit(segment_photographs([folder], output, pipeline, settings_of(pipeline), **how).exit_status)
 
@@ -51,6 +63,12 @@ def table(output: Path, name: str = "results.csv") -> list[dict[str, str]]:
     """The rows of a table."""
     with open(output / name, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def journal_lines(output: Path) -> list[dict[str, Any]]:
+    """All lines of all journals, the oldest first."""
+    paths = sorted((output / ".reg4pru" / "journal").iterdir())
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
 def comparable(output: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:

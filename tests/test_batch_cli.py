@@ -1,7 +1,10 @@
 """`reg4pru segment` and `reg4pru status` as a user meets them: what they say, and how they end."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +101,44 @@ def test_a_dry_run_counts(photographs: Path, tmp_path: Path, checkpoint: Path) -
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_speaks_as_it_is_told(photographs: Path, tmp_path: Path, checkpoint: Path) -> None:
+    given = (photographs, tmp_path / "out", checkpoint, "--dry-run", "--limit", "1")
+    assert "3 to do, 1 of them in this run" in segment(*given)
+    assert segment(*given, "--quiet") == ""
+    assert json.loads(segment(*given, "--json"))["dry_run"]["missing"] == 3
+
+
+def test_a_profile_comes_as_json_too(photographs: Path, tmp_path: Path, checkpoint: Path) -> None:
+    said = segment(photographs, tmp_path / "out", checkpoint, "--limit", "1", "--json", "--profile")
+    profile = json.loads(said[said.index('{"summary"') :])["profile"]
+    assert 0 < profile["network"] < profile["total"]
+
+
+@pytest.mark.parametrize("wrong", [("--keep-rate", "much"), ("--no-such-option",), ("--device", "meta")])
+def test_what_cannot_run_ends_with_1(
+    photographs: Path, tmp_path: Path, checkpoint: Path, wrong: tuple[str, ...]
+) -> None:
+    assert "Traceback" not in segment(photographs, tmp_path / "out", checkpoint, *wrong, code=1)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_reader_that_goes_away_does_not_end_the_run(
+    photographs: Path, tmp_path: Path, checkpoint: Path, closed: str
+) -> None:
+    mode = "--json" if closed == "stdout" else "--profile"
+    given = ["segment", photographs, "--output", tmp_path / "out", "--checkpoint", checkpoint, "--device", "cpu", mode]
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = [sys.executable, "-m", "reg4pru_monai.cli", *map(str, given)]
+    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, closed: writer}
+    try:
+        assert subprocess.run(arguments, timeout=120, check=False, **streams).returncode == 0
+    finally:
+        os.close(writer)
+    assert {row["status"] for row in table(tmp_path / "out")} == {"done"}
+
+
 def test_the_policy_can_be_switched_off(photographs: Path, tmp_path: Path, checkpoint: Path) -> None:
     segment(photographs, tmp_path / "dense", checkpoint, "--policy", "dense")
     segment(photographs, tmp_path / "random", checkpoint, "--policy", "random", "--keep-rate", "0.3")
@@ -138,18 +179,46 @@ def test_a_foreign_bundle_is_named_with_its_digest(photographs: Path, tmp_path: 
     bundle = shutil.copytree(BUNDLE, tmp_path / "bundle")
     path = bundle / "configs" / "inference.yaml"
     content = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump({**content, "window_size": 128}, sort_keys=False))
+    path.write_text(yaml.safe_dump({**content, "window_size": 128, "threshold": 0.3}, sort_keys=False))
+    before = bundle_digest(bundle)
+    (bundle / "scripts").mkdir()
+    (bundle / "scripts" / "own.py").write_text("print('any code')")
     digest = bundle_digest(bundle)
+    assert digest != before
     assert digest != bundle_digest(BUNDLE)
     given: tuple[Any, ...] = ("segment", photographs, "--output", tmp_path / "out", "--limit", "1", "--device", "cpu")
     said = reg4pru(*given, "--bundle", bundle)
     assert "its configuration can run any code" in said
     assert digest in said
-    settings = json.loads((tmp_path / "out" / "run.json").read_text())["settings"]
-    assert settings["window"]["size"] == [128, 128]
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["settings"]["window"]["size"] == [128, 128]
+    assert run["settings"]["threshold"] == 0.3
+    assert run["runs"][0]["bundle"] == digest
     assert "run any code" not in reg4pru(*given[:3], tmp_path / "own", *given[4:], "--bundle", BUNDLE)
     assert "it has no configs/inference.yaml" in reg4pru(*given, "--bundle", tmp_path, code=1)
     assert "without --checkpoint" in reg4pru(*given, "--bundle", bundle, "--policy", "dense", code=1)
+
+
+def test_a_damaged_bundle_is_named(photographs: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(BUNDLE, tmp_path / "bundle")
+    given: tuple[Any, ...] = (
+        "segment",
+        photographs,
+        "--output",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+        "--bundle",
+        bundle,
+    )
+    torch.save({"network": Path("not a tensor")}, bundle / "models" / "model.pt")
+    said = reg4pru(*given, code=1)
+    assert "the bundle cannot be loaded (CheckpointError: " in said
+    assert "Traceback" not in said
+    (bundle / "configs" / "inference.yaml").write_text("imports: [\n")
+    said = reg4pru(*given, code=1)
+    assert "inference.yaml: the bundle cannot be loaded" in said
+    assert "Traceback" not in said
 
 
 def test_the_command_starts_without_what_it_does_not_need(tmp_path: Path) -> None:

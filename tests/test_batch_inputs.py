@@ -71,6 +71,9 @@ def test_globs(tmp_path: Path) -> None:
         (".txt", "a.png\n\nsub/b.png\r\n"),
         (".csv", 'id,path\n1,a.png\n2,"sub/b.png"\n'),
         (".tsv", "path\tid\na.png\t1\nsub/b.png\t2\n"),
+        (".txt", '"a.png"\nsub\n'),
+        (".txt", "[ab].png\nsub/*\n"),
+        (".csv", "id;Path \n1;a.png\n2;sub/b.png\n"),
     ],
 )
 def test_manifests(tmp_path: Path, suffix: str, text: str) -> None:
@@ -78,6 +81,12 @@ def test_manifests(tmp_path: Path, suffix: str, text: str) -> None:
     manifest = tmp_path / f"list{suffix}"
     manifest.write_text(text)
     assert names([str(manifest)], tmp_path / "out") == ["a.png", "sub/b.png"]
+
+
+def test_a_line_that_leads_nowhere_is_a_photograph_that_fails(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    (tmp_path / "list.txt").write_text("a.png\ngone.png\nnone*.png\n")
+    assert names([str(tmp_path / "list.txt")], tmp_path / "out") == ["a.png", "gone.png", "none*.png"]
 
 
 def test_a_manifest_without_paths_says_so(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from batches import comparable, segment, segment_in_process, write_photographs
+from batches import comparable, segment, segment_in_process, table, write_photographs
 from reg4pru_monai.batch.journal import read_journals
 from reg4pru_monai.batch.status import read_status
 from reg4pru_monai.files import is_leftover
@@ -105,13 +105,29 @@ def test_a_killed_run_is_seen_as_such_and_leaves_no_lock(photographs: Path, tmp_
     assert segment(photographs, tmp_path).missing == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_finishes_what_is_in_flight(photographs: Path, tmp_path: Path, number: int, code: int) -> None:
+def test_a_file_that_kills_the_process_is_tried_alone_and_then_given_up(tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "in", 6)
+    deadly = folder / "photograph_02.png"
+    for expected in (None, 5, 5, 5):  # what was beside it is done by then
+        process = start(folder, tmp_path / "out", deadly=str(deadly))
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+        assert expected is None or read_status(tmp_path / "out").done == expected
+    ended(start(folder, tmp_path / "out", deadly=str(deadly)), 3)
+    (row,) = table(tmp_path / "out", "errors.csv")
+    assert (row["path"], row["stage"], row["type"]) == (deadly.name, "process", "ProcessEndedError")
+    assert "machine with more memory" in row["remedy"]
+    assert segment(folder, tmp_path / "out").exit_status == 0  # such as on that machine
+    assert table(tmp_path / "out", "errors.csv") == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_what_is_in_flight(photographs: Path, tmp_path: Path, number: int) -> None:
     process = start(photographs, tmp_path)
     while not computed(tmp_path):
         time.sleep(0.01)
     os.kill(process.pid, number)
-    ended(process, code)
+    ended(process, 130)
     status = read_status(tmp_path)
     assert 0 < status.done < COUNT
     assert not status.failures

@@ -4,7 +4,9 @@ import json
 import logging
 import math
 import os
+import shutil
 import weakref
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,20 @@ from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from bad_files import write_bad_files
-from batches import comparable, segment, small_pipeline, table, write_photographs
-from reg4pru_monai.batch import Summary, work
-from reg4pru_monai.batch.failures import DeviceError
+from batches import comparable, journal_lines, segment, small_pipeline, table, write_photographs
+from reg4pru_monai.batch import Summary, engine, work
+from reg4pru_monai.batch.engine import LocalEngine
+from reg4pru_monai.batch.failures import DeviceError, StageError, WriteError
 from reg4pru_monai.batch.inputs import InputError
 from reg4pru_monai.batch.journal import LockedError, locked
+from reg4pru_monai.batch.names import OutputError
 from reg4pru_monai.batch.rows import COLUMNS
-from reg4pru_monai.batch.settings import Settings, SettingsError, settings_of
+from reg4pru_monai.batch.settings import Settings, SettingsError, read_claim, settings_of
 from reg4pru_monai.batch.status import read_status
 from reg4pru_monai.batch.work import Prepared, Work
 from reg4pru_monai.fundus.io import read_image, read_mask
+from reg4pru_monai.fundus.phantom import make_phantom
+from reg4pru_monai.plots import save_picture
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +117,18 @@ def test_a_changed_photograph_and_a_lost_mask_are_done_again(photographs: Path, 
     segment(folder, tmp_path / "out")
     os.utime(folder / "photograph_01.png", (1, 1))
     (tmp_path / "out" / "masks" / "photograph_02.png.png").unlink()
+    (tmp_path / "out" / "masks" / "photograph_03.png.png").write_bytes(b"")  # as a power cut leaves it
     again = segment(folder, tmp_path / "out")
-    assert (again.before, again.done) == (2, 2)
+    assert (again.before, again.done) == (1, 3)
+
+
+def test_a_limit_gets_past_files_that_always_fail(tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "in", 3)
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(b"no picture")
+    for done in (0, 2, 3):
+        segment(folder, tmp_path / "out", limit=2)
+        assert read_status(tmp_path / "out").done == done
 
 
 def test_a_limit_and_then_the_rest(photographs: Path, finished: Path, tmp_path: Path) -> None:
@@ -123,6 +139,29 @@ def test_a_limit_and_then_the_rest(photographs: Path, finished: Path, tmp_path: 
     assert (status.listed, status.done) == (5, 2)
     segment(photographs, tmp_path)
     assert comparable(tmp_path)[1] == comparable(finished)[1]
+
+
+def test_a_dry_run_finds_what_would_stop_a_run(photographs: Path, tmp_path: Path) -> None:
+    segment(photographs, tmp_path / "out")
+    with pytest.raises(SettingsError, match=r"threshold was 0\.5, is 0\.4"):
+        segment(photographs, tmp_path / "out", {"threshold": 0.4}, dry_run=True)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=r"file is in the way: it is no folder; give another --output"):
+        segment(photographs, tmp_path / "file" / "out", dry_run=True)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "masks").symlink_to(tmp_path / "out")
+    with pytest.raises(OutputError, match=r"masks would lie outside of the output folder: .* remove the link"):
+        segment(photographs, tmp_path / "new")
+    assert not (tmp_path / "new" / ".reg4pru").exists()
+    assert segment(photographs, tmp_path / "fresh", dry_run=True, limit=2).now == 2
+
+
+def test_an_output_that_is_removed_during_the_run_is_missed(photographs: Path, tmp_path: Path) -> None:
+    def remove(record: Any) -> None:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+
+    with pytest.raises(WriteError, match="out was removed or replaced during the run"):
+        segment(photographs, tmp_path / "out", progress=remove)
 
 
 def test_a_dry_run_writes_nothing(photographs: Path, tmp_path: Path) -> None:
@@ -273,6 +312,55 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_done(
     assert {name: data for name, data in comparable(tmp_path)[0].items() if name.startswith("masks")} == masks
 
 
+def test_memory_that_ran_out_beside_others_suffices_alone(
+    photographs: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_work = Counter[str]()
+    prepare, measure = Work.prepare, Work._measured
+
+    def reading(self: Work, item: Any) -> Prepared:
+        at_work["read"] += 1
+        if item.name == "photograph_01.png" and at_work["read"] < 5:
+            raise StageError("read", MemoryError())
+        return prepare(self, item)
+
+    def measuring(self: Work, *given: Any) -> Any:
+        at_work["measured"] += 1
+        if at_work["measured"] == 2:
+            raise MemoryError
+        return measure(self, *given)
+
+    monkeypatch.setattr(Work, "prepare", reading)
+    monkeypatch.setattr(Work, "_measured", measuring)
+    summary = segment(photographs, tmp_path, workers=1)
+    assert (summary.done, summary.failed) == (5, 0)
+    assert at_work == {"read": 7, "measured": 6}
+    begun = [line for line in journal_lines(tmp_path) if "begun" in line]
+    assert [line["alone"] for line in begun] == [False] * 5 + [True] * 2
+
+
+def test_no_more_is_read_than_memory_may_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_photographs(tmp_path / "in", 12)
+    monkeypatch.setattr(engine, "PIXELS_HELD", 3 * 72 * 80)
+    held = [0]
+    most = [0]
+    prepare, finish = Work.prepare, LocalEngine._finish
+
+    def preparing(self: Work, item: Any) -> Prepared:
+        held[0] += 1
+        most[0] = max(most[0], held[0])
+        return prepare(self, item)
+
+    def finishing(self: LocalEngine, *given: Any) -> None:
+        finish(self, *given)
+        held[0] -= 1
+
+    monkeypatch.setattr(Work, "prepare", preparing)
+    monkeypatch.setattr(LocalEngine, "_finish", finishing)
+    assert segment(folder, tmp_path / "out", workers=8).done == 12
+    assert 2 <= most[0] <= 5  # of 9; four before the first is known, and one whose end is counted late here
+
+
 def test_a_failure_is_tried_again_and_a_success_replaces_it(tmp_path: Path) -> None:
     folder = write_photographs(tmp_path / "in", 2)
     good = (folder / "photograph_00.png").read_bytes()
@@ -304,6 +392,22 @@ def test_results_of_other_settings_are_not_mixed(photographs: Path, tmp_path: Pa
     assert comparable(tmp_path) == before
 
 
+def test_another_photograph_of_the_same_name_replaces_no_result(tmp_path: Path) -> None:
+    first, second = (write_photographs(tmp_path / name, 2) for name in ("first", "second"))
+    segment(first, tmp_path / "out")
+    copied = shutil.copytree(first, tmp_path / "copied")
+    for path in copied.iterdir():
+        os.utime(path, (1, 1))
+    assert segment(copied, tmp_path / "out", root=str(copied)).failed == 0
+    save_picture(second / "photograph_01.png", make_phantom((72, 80), seed=77).image)
+    before = comparable(tmp_path / "out")
+    for dry in (True, False):
+        with pytest.raises(SettingsError, match=r"another photograph called 'photograph_01.png', .*another --output"):
+            segment(second, tmp_path / "out", root=str(second), dry_run=dry)
+    assert comparable(tmp_path / "out") == before
+    assert read_claim(tmp_path / "out").root == str(copied)
+
+
 def test_overwriting_puts_earlier_results_aside(photographs: Path, tmp_path: Path) -> None:
     segment(photographs, tmp_path)
     before = comparable(tmp_path)
@@ -326,9 +430,17 @@ def test_photographs_from_elsewhere_are_refused(photographs: Path, tmp_path: Pat
 
 
 def test_a_second_run_on_the_same_folder_waits_its_turn(photographs: Path, tmp_path: Path) -> None:
-    with locked(tmp_path, "shard-1-of-1"), pytest.raises(LockedError, match=r"another run \(process \d+ on .*--shard"):
+    said = r"another run \(process \d+ on .*wait for it"
+    with locked(tmp_path, "shard-1-of-1"), pytest.raises(LockedError, match=said):
         segment(photographs, tmp_path)
     assert segment(photographs, tmp_path).done == 5
+
+
+def test_shards_of_another_number_wait(photographs: Path, tmp_path: Path) -> None:
+    with locked(tmp_path, "shard-1-of-1"), pytest.raises(LockedError, match=r"shard 1/1 is at work .*twice; wait"):
+        segment(photographs, tmp_path, part=(1, 2))
+    with locked(tmp_path, "shard-2-of-2"):
+        assert segment(photographs, tmp_path, part=(1, 2)).exit_status == 0
 
 
 def test_shards_at_once_make_what_one_run_makes(photographs: Path, finished: Path, tmp_path: Path) -> None:
@@ -352,10 +464,12 @@ def test_a_damaged_journal_line_costs_its_photograph_only(photographs: Path, tmp
     segment(photographs, tmp_path)
     (journal,) = (tmp_path / ".reg4pru" / "journal").iterdir()
     lines = journal.read_bytes().splitlines(keepends=True)
-    lines[2] = lines[2][:40] + b"\xff\n"
+    first, second = [number for number, line in enumerate(lines) if line.startswith(b'{"record"')][1:3]
+    lines[first] = lines[first][:40] + b"\xff\n"
+    lines[second] = lines[second].replace(b'"rows"', b'"others"')
     journal.write_bytes(b"".join(lines))
     again = segment(photographs, tmp_path)
-    assert (again.before, again.done) == (4, 1)
+    assert (again.before, again.done) == (3, 2)
 
 
 @pytest.mark.parametrize(
@@ -433,8 +547,12 @@ def test_results_are_never_segmented_as_photographs(tmp_path: Path) -> None:
     assert again.listed == 2
     assert any("results holds results of this command and was left out" in notice for notice in again.notices)
     assert segment(str(folder / "**" / "*.png"), folder / "results").listed == 2
-    with pytest.raises(InputError, match="holds results of this command: give the photographs"):
+    assert segment([folder, folder / "results"], folder / "results").listed == 2
+    with pytest.raises(InputError, match=r"no photograph in .*holds results of this command"):
         segment(folder / "results", tmp_path / "third")
+    with pytest.raises(InputError, match=r"is the --output itself .*give another --output"):
+        segment(folder, folder)
+    assert not (folder / ".reg4pru").exists()
 
 
 def test_a_share_that_is_away_costs_no_results(tmp_path: Path) -> None:

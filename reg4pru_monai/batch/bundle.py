@@ -6,7 +6,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from ..inference import Pipeline
-from ..runtime import ConfigurationError
+from ..runtime import ConfigurationError, root_cause
 from .inputs import list_inputs
 from .progress import Display
 from .segment import segment_photographs
@@ -57,18 +57,25 @@ def run_bundle(
         raise SystemExit(summary.exit_status)
 
 
-def load_bundle(folder: Path, device: str) -> Pipeline:
-    """Network, preprocessing and windows as a bundle's inference.yaml defines them, which can run any code.
+def load_bundle(folder: Path, device: str) -> tuple[Pipeline, float | None]:
+    """Network, preprocessing, windows and threshold as a bundle's inference.yaml defines them, which can run any code.
 
-    Raises SettingsError where the folder is no such bundle.
+    The threshold is None where it says nothing of one. Raises SettingsError where the folder is no such bundle.
     """
     path = folder / "configs" / "inference.yaml"
     if not path.is_file():
         raise SettingsError(f"{folder}: no bundle for segmentation, it has no configs/inference.yaml")
-    parser = ConfigParser()
-    parser.read_config(str(path))
-    parser.update({"bundle_root": str(folder.resolve()), "device": device})
-    missing = [key for key in _KEYS if key not in parser]
-    if missing:
-        raise SettingsError(f"{path}: {', '.join(missing)} not defined there; only bundles of this project are run")
-    return Pipeline(*(parser.get_parsed_content(key) for key in _KEYS))
+    try:
+        parser = ConfigParser()
+        parser.read_config(str(path))
+        parser.update({"bundle_root": str(folder.resolve()), "device": device})
+        missing = [key for key in _KEYS if key not in parser]
+        if missing:
+            raise SettingsError(f"{path}: {', '.join(missing)} not defined there; only bundles of this project are run")
+        threshold = parser.get_parsed_content("threshold") if "threshold" in parser else None
+        return Pipeline(*(parser.get_parsed_content(key) for key in _KEYS)), threshold
+    except SettingsError:
+        raise
+    except Exception as error:  # whatever its code raises
+        cause = root_cause(error)
+        raise SettingsError(f"{path}: the bundle cannot be loaded ({type(cause).__name__}: {cause})") from error

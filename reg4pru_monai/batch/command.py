@@ -14,12 +14,15 @@ from .failures import DeviceError, WriteError
 from .inputs import InputError
 from .journal import LockedError
 from .progress import Display
-from .segment import Summary, segment_photographs
+from .segment import segment_photographs
 from .settings import SettingsError, settings_of
 from .status import Status, read_status
 
 INSTALLED = CHECKPOINT.parents[1]
 COULD_NOT_RUN = (InputError, SettingsError, LockedError, WriteError, DeviceError, OSError)
+
+
+DEFAULT_THRESHOLD = 0.5
 
 
 class Network(NamedTuple):
@@ -32,32 +35,41 @@ class Network(NamedTuple):
     keep_rate: float | None
 
 
-def load(network: Network, say: Any) -> Pipeline:
+class Loaded(NamedTuple):
+    """threshold: of its own. bundle: digest of the foreign bundle it came from, or None."""
+
+    pipeline: Pipeline
+    threshold: float = DEFAULT_THRESHOLD
+    bundle: str | None = None
+
+
+def load(network: Network, say: Any) -> Loaded:
     """The pipeline that was asked for. ``say`` gets what the user should know about a foreign bundle."""
     if network.bundle is None or network.bundle.resolve() == INSTALLED.resolve():
         checkpoint = network.checkpoint or CHECKPOINT
-        return load_pipeline(checkpoint, network.device, network.keep_rate, policy=network.policy)
+        return Loaded(load_pipeline(checkpoint, network.device, network.keep_rate, policy=network.policy))
     if network.checkpoint is not None or network.policy is not None:
         raise SettingsError("--bundle brings its own weights and policy: give it without --checkpoint and --policy")
+    digest = bundle_digest(network.bundle)
     say(
         f"{network.bundle} is not the installed bundle: its configuration can run any code with your rights. Use it "
-        "only if you trust where it came from. SHA-256 of its configurations and weights: "
-        f"{bundle_digest(network.bundle)}"
+        f"only if you trust where it came from. SHA-256 of all its files: {digest}"
     )
     from .bundle import load_bundle  # needs all of MONAI
 
-    pipeline = load_bundle(network.bundle, network.device)
+    pipeline, threshold = load_bundle(network.bundle, network.device)
     if network.keep_rate is not None:
         pipeline.network = pipeline.network.with_keep_rate(network.keep_rate)
-    return pipeline
+    return Loaded(pipeline, DEFAULT_THRESHOLD if threshold is None else threshold, digest)
 
 
 def bundle_digest(folder: Path) -> str:
-    """SHA-256 over names and contents of the bundle's configurations and weights."""
+    """SHA-256 over names and contents of the bundle's files, without what Python and version control leave there."""
     digest = hashlib.sha256()
-    for path in sorted([*(folder / "configs").glob("*"), *(folder / "models").glob("*")]):
-        if path.is_file():
-            digest.update(os.fsencode(path.relative_to(folder).as_posix()) + b"\0")
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and "__pycache__" not in parts and not any(part.startswith(".") for part in parts):
+            digest.update(os.fsencode("/".join(parts)) + b"\0")
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
@@ -88,37 +100,29 @@ def segment(
 ) -> int:
     """Run, and say how it went. Returns the exit status.
 
-    choices: of Settings. how: keyword arguments of segment_photographs.
+    choices: of Settings; threshold None: the network's own. how: keyword arguments of segment_photographs.
     """
     display = Display(mode)
     for name in ("tifffile", "reg4pru_monai.transforms"):  # what they say of photographs stands in the tables
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    pipeline = load(network, lambda text: print(text, file=sys.stderr))
+    pipeline, threshold, bundle = load(network, lambda text: print(text, file=sys.stderr))
+    if choices.get("threshold") is None:
+        choices = {**choices, "threshold": threshold}
     summary = segment_photographs(
         inputs,
         output,
         pipeline,
         settings_of(pipeline, **choices),
+        bundle=bundle,
         started=display.started,
         progress=display.progress,
         **how,
     )
     if how.get("dry_run"):
-        print(planned(summary))
+        display.planned(summary)
         return 0
     display.ended(summary, profile)
     return summary.exit_status
-
-
-def planned(summary: Summary) -> str:
-    """What a run would do."""
-    lines = [
-        f"{summary.listed} photographs found, {summary.own} in this shard",
-        f"{summary.before} done before, {summary.missing} to do",
-        *summary.notices,
-        "nothing was written",
-    ]
-    return "\n".join(lines)
 
 
 def status(output: Path, as_json: bool = False, failures: int = 20) -> str:

@@ -8,10 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import NamedTuple
 
-from .failures import StageError
+from .agenda import Agenda
+from .failures import ProcessEndedError, StageError, is_out_of_memory
 from .inputs import Item
 from .journal import Journal, Record
 from .work import Inferred, Prepared, Work
+
+PIXELS_HELD = 300_000_000  # at some 15 bytes each, while a photograph is measured and written
 
 
 class Profile(NamedTuple):
@@ -32,23 +35,43 @@ class LocalEngine:
 
     workers: threads that read, and as many that measure and write. batch_size: photographs whose windows share the
     forwards. stop: when set, what the network has begun is finished and nothing else begun. Memory holds at most
-    ``2 * workers + 2 * batch_size`` photographs.
+    ``2 * workers + 2 * batch_size`` photographs, and no more are read while those it holds have PIXELS_HELD pixels.
     """
 
     def __init__(self, work: Work, journal: Journal, workers: int, batch_size: int, stop: threading.Event) -> None:
         self.work, self.journal = work, journal
         self.workers, self.batch_size, self.stop = workers, batch_size, stop
         self._places = threading.Semaphore(workers + batch_size)  # results that may be on their way to the disk
+        self._lock = threading.Lock()
+        self._held = 0  # pixels
+        self._largest: int | None = None  # pixels of the largest file so far, which stands for those being read
+        self._again: list[Item] = []
         self._fatal: BaseException | None = None
 
-    def run(self, items: Sequence[Item], report: Callable[[Record], None]) -> Profile:
-        """Segment all items in their order; ``report`` is called for every file from whatever thread ends it.
+    def run(self, agenda: Agenda, report: Callable[[Record], None]) -> Profile:
+        """Segment what is to be done, in its order; ``report`` is called for every file from whatever thread ends it.
 
-        Raises WriteError or OSError when the output folder cannot be written to; what was begun is finished first.
+        What memory did not suffice for is tried once more by itself at the end. Raises WriteError or OSError when the
+        output folder cannot be written to; what was begun is finished first.
         """
         self._report = report
-        network = waiting = blocked = 0.0
+        for item in agenda.given_up:
+            error = ProcessEndedError(
+                "the process ended, perhaps killed by the system, whenever it worked on this file"
+            )
+            self._record(self.work.failed(item, StageError("process", error)))
         started = time.perf_counter()
+        network, waiting, blocked = self._together(agenda.todo)
+        for item in [*self._again, *agenda.alone]:
+            if not self.stop.is_set():
+                self._alone(item)
+        if self._fatal is not None:
+            raise self._fatal
+        return Profile(network, waiting, blocked, time.perf_counter() - started)
+
+    def _together(self, items: Sequence[Item]) -> tuple[float, float, float]:
+        """Files are read, computed and written at the same time. Returns the seconds as in Profile."""
+        network = waiting = blocked = 0.0
         with (
             ThreadPoolExecutor(self.workers, "read") as readers,
             ThreadPoolExecutor(self.workers, "write") as writers,
@@ -67,9 +90,20 @@ class LocalEngine:
                     self._places.acquire()
                     writers.submit(self._finish, file, result)
                 blocked += time.perf_counter() - begun
-        if self._fatal is not None:
-            raise self._fatal
-        return Profile(network, waiting, blocked, time.perf_counter() - started)
+        return network, waiting, blocked
+
+    def _alone(self, item: Item) -> None:
+        """One file and nothing beside it. Raises WriteError, OSError."""
+        try:
+            self.journal.begin(item.name, alone=True)
+            file = self.work.prepare(item)
+            found = self.work.infer([file])[0]
+            if isinstance(found, StageError):
+                raise found
+            record = self.work.finish(file, found)
+        except StageError as error:
+            record = self.work.failed(item, error)
+        self._record(record)
 
     def _batches(
         self, readers: ThreadPoolExecutor, items: Sequence[Item]
@@ -78,35 +112,60 @@ class LocalEngine:
         source = iter(items)
         reading: deque[tuple[Item, Future[Prepared]]] = deque()
         while not self.stop.is_set():
-            free = self.workers + self.batch_size - len(reading)
-            reading.extend((item, readers.submit(self.work.prepare, item)) for item in islice(source, free))
+            free = self._room([future for _, future in reading])
+            reading.extend((item, readers.submit(self._prepare, item)) for item in islice(source, free))
             if not reading:
                 return
             yield [reading.popleft() for _ in range(min(self.batch_size, len(reading)))]
         for _, future in reading:
             future.cancel()
 
+    def _room(self, reading: "Sequence[Future[Prepared]]") -> int:
+        """How many more files may be read now; always one where none is."""
+        with self._lock:
+            each = self._largest or PIXELS_HELD // 4
+            expected = self._held + each * sum(not future.done() for future in reading)
+        room = min((PIXELS_HELD - expected) // each, self.workers + self.batch_size - len(reading))
+        return max(room, 0 if reading else 1)
+
+    def _prepare(self, item: Item) -> Prepared:
+        try:
+            self.journal.begin(item.name, alone=False)
+        except OSError as error:
+            self._fail(error)
+        file = self.work.prepare(item)
+        with self._lock:
+            self._held += file.pixels
+            self._largest = max(file.pixels, self._largest or 1)
+        return file
+
     def _read(self, entry: tuple[Item, "Future[Prepared]"]) -> Prepared | None:
         item, future = entry
         try:
             return future.result()
         except StageError as error:
-            self._record(self.work.failed(item, error))
+            self._failed(item, error)
             return None
+
+    def _failed(self, item: Item, error: StageError) -> None:
+        """Where memory ran out, others may have held it."""
+        if is_out_of_memory(error.cause):
+            self._again.append(item)
+        else:
+            self._record(self.work.failed(item, error))
 
     def _finish(self, file: Prepared, found: Inferred | StageError) -> None:
         try:
             if isinstance(found, StageError):
-                record = self.work.failed(file.item, found)
-            else:
-                try:
-                    record = self.work.finish(file, found)
-                except StageError as error:
-                    record = self.work.failed(file.item, error)
-            self._record(record)
+                raise found
+            self._record(self.work.finish(file, found))
+        except StageError as error:
+            self._failed(file.item, error)
         except BaseException as error:  # a thread of its own: nobody else would hear of it
             self._fail(error)
         finally:
+            with self._lock:
+                self._held -= file.pixels
             self._places.release()
 
     def _record(self, record: Record) -> None:

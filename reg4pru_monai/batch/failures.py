@@ -16,7 +16,7 @@ FATAL = frozenset(getattr(errno, name) for name in _NAMES.split() if hasattr(err
 
 COLUMNS = (
     Column("path", "", "The file, relative to the root folder."),
-    Column("stage", "", "What was being done: read, prepare, network, measure or write."),
+    Column("stage", "", "What was being done: read, prepare, network, measure or write; process where that ended."),
     Column("type", "", "The kind of the exception."),
     Column("message", "", "What went wrong."),
     Column("remedy", "", "What to do about it."),
@@ -43,6 +43,10 @@ class DeviceError(RuntimeError):
     """The device stopped working, and no other photograph would fare better."""
 
 
+class ProcessEndedError(RuntimeError):
+    """The process ended, as when the system kills it for its memory, each time while it worked on one file alone."""
+
+
 class WriteError(OSError):
     """The output folder cannot be written to, which no other photograph would survive either."""
 
@@ -66,6 +70,8 @@ def remedy(stage: str, error: BaseException) -> str:
         return "Open the file in a viewer; if it is damaged there too, copy or export it again, then run again."
     if is_out_of_memory(error):
         return "Give --batch-size 1, fewer --workers or a smaller --max-pixels, or use a machine with more memory."
+    if isinstance(error, ProcessEndedError):
+        return "Segment it by itself on a machine with more memory, or with a smaller --max-pixels."
     if isinstance(error, NetworkError):
         return "Look at the photograph; if it is normal, report it: the weights may be damaged (see run.json)."
     if isinstance(error, OSError):

@@ -1,6 +1,7 @@
 """The output folder as a whole: earlier results put aside, remains of killed runs removed."""
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from ..files import is_leftover
 from .journal import STATE, locked
+from .names import OutputError
+from .settings import is_claimed
 from .writers import SEGMENTATIONS, WRITERS
 
 logger = logging.getLogger(__name__)
@@ -16,9 +19,25 @@ FOLDERS = (*(writer.folder for writer in WRITERS.values()), SEGMENTATIONS)
 TABLES = ("results.csv", "results.parquet", "errors.csv", "run.json", "report.html")
 
 
+def check_output(output: Path) -> None:
+    """Raises OutputError where results could not be written into the folder, as far as that is seen beforehand."""
+    above = next(path for path in (output, *output.absolute().parents) if os.path.lexists(path))
+    if not above.is_dir():
+        raise OutputError(f"{above} is in the way: it is no folder; give another --output")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(f"{above} cannot be written to; give another --output, or change its permissions")
+    real = os.path.realpath(output)
+    for path in (output / name for name in (STATE, *FOLDERS)):
+        target = os.path.realpath(path)
+        if path.is_symlink() and os.path.commonpath((target, real)) != real:
+            raise OutputError(
+                f"{path} would lie outside of the output folder: it is a link to {target}; remove the link"
+            )
+
+
 def put_aside(output: Path, own_lock: str) -> None:
     """Move the results of earlier runs, and nothing else, into ``earlier/<time>``. Raises LockedError, OSError."""
-    if not (output / STATE / "settings.json").exists():
+    if not is_claimed(output):
         return  # nothing there is ours
     with _alone(output, own_lock):
         target = output / "earlier" / time.strftime("%Y%m%dT%H%M%S")

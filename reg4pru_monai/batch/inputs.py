@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from ..fundus.datasets import find_samples
 from ..fundus.io import IMAGE_SUFFIXES
@@ -48,6 +48,7 @@ def list_inputs(inputs: Sequence[str | os.PathLike[str]], output: str | Path, ro
     inputs: files (taken whatever their name), folders (searched for image suffixes and DICOM; links to folders are
         followed, hidden files and the output folder are not entered), globs, and manifests: text with one path per
         line, or CSV/TSV with a column ``path``; relative paths there start from the manifest's folder.
+    Folders that hold results of this command are left out, wherever they come up.
     root: folder that names are relative to; default: the deepest folder that holds all inputs.
     Raises InputError.
     """
@@ -55,8 +56,9 @@ def list_inputs(inputs: Sequence[str | os.PathLike[str]], output: str | Path, ro
     for entry in inputs:
         found.add(os.fspath(entry))
     if not found.paths:
-        other = counted(found.ignored)
-        raise InputError(f"no photograph in {', '.join(map(str, inputs))}{f' (only {other})' if other else ''}")
+        reasons = [*found.notices, *([f"only {counted(found.ignored)}"] if found.ignored else [])]
+        why = f" ({'; '.join(reasons)})" if reasons else ""
+        raise InputError(f"no photograph in {', '.join(map(str, inputs))}{why}")
     base = os.path.abspath(root) if root is not None else _common(found.bases)
     items = {Item(_name(path, base), path) for path in found.paths}
     return Listing(base, sorted(items), dict(sorted(found.ignored.items())), found.notices)
@@ -94,21 +96,27 @@ class _Found:
             self._folder(entry)
         elif entry.lower().endswith(MANIFEST_SUFFIXES) and os.path.exists(entry):
             for path in read_manifest(entry):
-                self._file(path)
+                self._line(path)
         elif os.path.lexists(entry):
             self._file(entry)
-        else:
-            self._glob(entry)
+        elif not self._glob(entry):
+            raise InputError(f"{entry}: no such file or folder, and no file matches it; check the path")
+
+    def _line(self, path: str) -> None:
+        """A line of a manifest: what is not there is listed, and fails as a file of its own."""
+        if os.path.isdir(path):
+            self._folder(path)
+        elif os.path.lexists(path) or not glob.has_magic(path) or not self._glob(path):
+            self._file(path)
 
     def _file(self, path: str) -> None:
         path = os.path.abspath(path)
         self.paths[path] = None
         self.bases.add(os.path.dirname(path))
 
-    def _glob(self, pattern: str) -> None:
+    def _glob(self, pattern: str) -> bool:
+        """Whether anything matches."""
         matches = sorted(glob.glob(pattern, recursive=True))
-        if not matches:
-            raise InputError(f"{pattern}: no such file or folder, and no file matches it; check the path")
         seen: set[str] = set()
         for path in matches:
             if os.path.isdir(path):
@@ -116,6 +124,7 @@ class _Found:
             elif os.path.realpath(path) not in seen and not self._is_result(os.path.dirname(os.path.abspath(path))):
                 seen.add(os.path.realpath(path))  # links that lead in circles match again and again
                 self._suffixed(path)
+        return bool(matches)
 
     def _is_result(self, folder: str) -> bool:
         """Whether a folder lies in the output, or in an earlier one."""
@@ -136,8 +145,12 @@ class _Found:
 
     def _folder(self, folder: str) -> None:
         folder = os.path.abspath(folder)
+        if os.path.realpath(folder) == self.output:
+            self.notices.append(f"{folder} is the --output itself and was left out; give another --output")
+            return
         if self._is_result(folder):
-            raise InputError(f"{folder} holds results of this command: give the photographs, and another --output")
+            self.notices.append(f"{folder} holds results of this command and was left out")
+            return
         self.bases.add(folder)
         entered, masks = {_identity(folder)}, _masks(folder)
         for top, folders, files in os.walk(folder, followlinks=True, onerror=self._unreadable):
@@ -216,22 +229,41 @@ def _identity(folder: str) -> tuple[int, int]:
 
 
 def read_manifest(path: str) -> Iterator[str]:
-    """Paths of a manifest; relative ones start from its own folder. Raises InputError."""
+    """Paths of a manifest; relative ones start from its own folder.
+
+    Text: one path per line, with or without double quotes around it. CSV: a column ``path``; commas, semicolons or tabs
+    between. Raises InputError.
+    """
     folder = os.path.dirname(os.path.abspath(path))
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             if path.lower().endswith(".txt"):
-                lines = [line.rstrip("\r\n") for line in file]
+                lines = [_unquoted(line.rstrip("\r\n")) for line in file]
             else:
-                table = csv.DictReader(file, delimiter="\t" if path.lower().endswith(".tsv") else ",")
-                if "path" not in (table.fieldnames or ()):
-                    raise InputError(f"{path}: a manifest needs a column named path, got {table.fieldnames}")
-                lines = [row["path"] or "" for row in table]
+                lines = _column(path, file)
     except (OSError, csv.Error) as error:
         raise InputError(f"{path}: not a readable manifest: {error}") from error
     if any("\0" in line for line in lines):
         raise InputError(f"{path}: holds NUL bytes; save the manifest as UTF-8, not UTF-16")
     yield from (os.path.join(folder, line) for line in lines if line.strip())
+
+
+def _unquoted(line: str) -> str:
+    """As file managers copy paths: in quotes."""
+    inner = line.strip()
+    return inner[1:-1] if len(inner) > 2 and inner[0] == inner[-1] == '"' else line
+
+
+def _column(path: str, file: TextIO) -> list[str]:
+    """The column ``path`` of a table, whatever separates its columns and however it is capitalised."""
+    head = file.readline()
+    file.seek(0)
+    delimiter = max("\t;,", key=head.count)
+    table = csv.DictReader(file, delimiter=delimiter)
+    names = {name.strip().lower(): name for name in table.fieldnames or () if name}
+    if "path" not in names:
+        raise InputError(f"{path}: a manifest needs a column named path, got {table.fieldnames}")
+    return [row[names["path"]] or "" for row in table]
 
 
 def _common(bases: Iterable[str]) -> str:

@@ -34,7 +34,8 @@ class Record(NamedTuple):
     """The line of one photograph.
 
     status: "done" or "failed". size, mtime_ns: of the file, by which a change is noticed. rows: of results.csv, one for
-    each frame. error: row of errors.csv, or None. outputs: files written, relative to the output folder.
+    each frame. error: row of errors.csv, or None. outputs: sizes in bytes of the files written, by their paths relative
+    to the output folder.
     """
 
     name: str
@@ -43,11 +44,14 @@ class Record(NamedTuple):
     mtime_ns: int
     rows: list[dict[str, Any]]
     error: dict[str, Any] | None
-    outputs: list[str]
+    outputs: dict[str, int]
 
     def is_whole(self, output: Path) -> bool:
-        """Whether all that was written is still in the output folder."""
-        return all((output / path).exists() for path in self.outputs)
+        """Whether all that was written is still in the output folder, with its size."""
+        try:
+            return all(os.stat(output / path).st_size == size for path, size in self.outputs.items())
+        except OSError:
+            return False
 
 
 class Journal:
@@ -62,6 +66,13 @@ class Journal:
         self._lock = threading.Lock()
         self._write({"run": {"host": socket.gethostname(), "pid": os.getpid(), **header}})
 
+    def begin(self, name: str, alone: bool) -> None:
+        """Say that work on a photograph begins, and whether on nothing else, for the case that it ends the process.
+
+        Not synchronised: it has to outlive the process, not the machine. Raises OSError.
+        """
+        self._write({"begun": name, "alone": alone}, sync=False)
+
     def add(self, record: Record) -> None:
         """Append the line of a photograph; it is on disk when this returns. Raises OSError."""
         self._write({"record": record._asdict()})
@@ -73,7 +84,7 @@ class Journal:
         finally:
             self._file.close()
 
-    def _write(self, line: Mapping[str, Any]) -> None:
+    def _write(self, line: Mapping[str, Any], sync: bool = True) -> None:
         data = json.dumps(line, allow_nan=False).encode() + b"\n"  # ASCII, so that any file name survives
         with self._lock:
             start = self._file.tell()
@@ -81,7 +92,8 @@ class Journal:
                 written = self._file.write(data)
                 if written != len(data):
                     raise OSError(28, "the line could be written in part only: no space left")
-                os.fsync(self._file.fileno())
+                if sync:
+                    os.fsync(self._file.fileno())
             except OSError:
                 self._file.truncate(start)  # half a line would swallow the next one
                 self._file.seek(start)
@@ -98,13 +110,25 @@ class Run(NamedTuple):
 
 def read_journals(output: Path) -> Iterator[tuple[Run, Iterator[Record]]]:
     """Every journal of an output folder, the oldest first, with its records. Lines that are cut off are left out."""
-    for path in sorted((output / STATE / "journal").glob("*.jsonl")):
+    for path in _journals(output):
         header, end = None, None
         for line in _lines(path):
             header = line.get("run", header)
             end = line.get("end", end)
         if header is not None:
-            yield Run(path, header, end), (Record(**line["record"]) for line in _lines(path) if "record" in line)
+            yield Run(path, header, end), filter(None, map(_record, _lines(path)))
+
+
+def _record(line: Mapping[str, Any]) -> Record | None:
+    """The record in a line; None where there is none, or not a whole one."""
+    content = line.get("record")
+    if (
+        not isinstance(content, dict)
+        or content.keys() != set(Record._fields)
+        or not isinstance(content["outputs"], dict)
+    ):
+        return None
+    return Record(**content)
 
 
 def latest_records(output: Path, settings: str) -> dict[str, Record]:
@@ -124,10 +148,38 @@ def latest_records(output: Path, settings: str) -> dict[str, Record]:
     return found
 
 
+def cut_off(output: Path, settings: str) -> dict[str, int]:
+    """The photographs that were being worked on when a process ended without a word.
+
+    Returns for each by name how often that happened, since its last record, with nothing else at work.
+    """
+    found: dict[str, int] = {}
+    for path in _journals(output):
+        begun: dict[str, bool] = {}
+        ours = ended = False
+        for line in _lines(path):
+            ours = ours or line.get("run", {}).get("settings") == settings
+            ended = ended or "end" in line
+            if "begun" in line:
+                begun[line["begun"]] = bool(line.get("alone"))
+            elif (record := _record(line)) is not None:
+                begun.pop(record.name, None)
+                found.pop(record.name, None)
+        if ours and not ended:
+            for name, alone in begun.items():
+                found[name] = found.get(name, 0) + alone
+    return found
+
+
 def _still_holds(output: Path, earlier: Record, failure: Record) -> bool:
     """Whether an earlier record counts more than a failure that came after it."""
     changed = (failure.size, failure.mtime_ns) not in ((earlier.size, earlier.mtime_ns), (0, 0))
     return earlier.status == "done" and not changed and earlier.is_whole(output)
+
+
+def _journals(output: Path) -> list[Path]:
+    """The oldest first."""
+    return sorted((output / STATE / "journal").glob("*.jsonl"))
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -144,6 +196,17 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 def lock_name(shard: str) -> str:
     """The lock of shard "I/N"."""
     return f"shard-{shard.replace('/', '-of-')}"
+
+
+def check_other_shards(output: Path, number: int, count: int) -> None:
+    """Raises LockedError while a run with another number of shards is at work: some photographs would be done twice."""
+    for path in (output / STATE).glob("shard-*-of-*.lock"):
+        other = path.stem.rpartition("-")[2]
+        if other != str(count) and is_locked(output, path.stem):
+            raise LockedError(
+                f"shard {path.stem.removeprefix('shard-').replace('-of-', '/')} is at work on {output}, and so "
+                f"{number}/{count} would segment some photographs twice; wait for it, or stop it"
+            )
 
 
 @contextmanager
@@ -178,8 +241,8 @@ def _lock(file: Any, output: Path, wait: bool) -> None:
             return
     file.seek(0)
     raise LockedError(
-        f"another run ({file.read().strip() or 'of unknown origin'}) works on {output}; wait for it, or give "
-        "--shard I/N to share the work"
+        f"another run ({file.read().strip() or 'of unknown origin'}) works on the same photographs of {output}; "
+        "wait for it, or stop it: what it has done is not done again"
     )
 
 

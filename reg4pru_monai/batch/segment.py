@@ -2,7 +2,6 @@
 
 import logging
 import os
-import platform
 import signal
 import sys
 import threading
@@ -14,23 +13,28 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
 from ..inference import Pipeline
+from ..runtime import device_name
+from .agenda import Agenda, make_agenda
 from .engine import LocalEngine, Profile
-from .folder import put_aside, sweep
+from .failures import WriteError
+from .folder import check_output, put_aside, sweep
 from .inputs import Item, Listing, counted, list_inputs, shard
-from .journal import STATE, Journal, Record, latest_records, lock_name, locked
+from .journal import Journal, Record, check_other_shards, lock_name, locked
 from .measurements import warm_up
 from .reports import versions, write_reports
-from .settings import Settings, SettingsError, claim, read_claim
+from .settings import Settings, SettingsError, check_claim, claim, is_claimed, read_claim, set_root
 from .status import save_listing
 from .work import Work
 
 logger = logging.getLogger(__name__)
 
 THUMBNAILS = 200  # pictures in the report
+STOPPED = 130  # exit status, whichever signal it was: what a shell reports for SIGINT
 
 
 @dataclass
@@ -60,9 +64,9 @@ class Summary:
 
     @property
     def exit_status(self) -> int:
-        """0 all done, 3 some failed, 128 + signal when stopped."""
+        """0 all done, 3 some failed, 130 when stopped by a signal."""
         if self.stopped is not None:
-            return 128 + self.stopped
+            return STOPPED
         return 3 if self.failed else 0
 
 
@@ -80,6 +84,7 @@ def segment_photographs(
     dry_run: bool = False,
     limit: int | None = None,
     parquet: bool = False,
+    bundle: str | None = None,
     started: Callable[[Summary], None] = lambda _: None,
     progress: Callable[[Record], None] = lambda _: None,
 ) -> Summary:
@@ -88,8 +93,9 @@ def segment_photographs(
     inputs, root: see :func:`list_inputs`. part: (i, n), shard i of n. workers: threads that read, and as many that
     write. batch_size: photographs whose windows share the forwards; with more than 1 a result may differ in the last
     bits with its neighbours. overwrite: put earlier results aside, into ``earlier/`` in the output folder, and start
-    anew. dry_run: only count. limit: at most so many photographs now. parquet: also results.parquet. started,
-    progress: called once with the counts, and for every file, from other threads.
+    anew. dry_run: only count. limit: at most so many photographs now. parquet: also results.parquet. bundle: digest of
+    the bundle that the network came from, for run.json. started, progress: called once with the counts, and for every
+    file, from other threads.
     Raises InputError, SettingsError, LockedError, WriteError, OSError.
     """
     threading.Thread(target=warm_up, daemon=True).start()
@@ -97,31 +103,40 @@ def segment_photographs(
     _check(workers, batch_size, limit, overwrite, part, parquet)
     listing = list_inputs(inputs, output, _root(output) if root is None and not overwrite else root)
     items = shard(listing.items, *part)
+    check_output(output)
     if dry_run:
-        known = {} if overwrite else latest_records(output, settings.digest)
-        return _summary(output, listing, items, [item for item in items if not _is_done(output, item, known)], limit)
+        return _summary(output, listing, items, _planned(output, items, settings, listing.root, overwrite), limit)
     own = lock_name(f"{part[0]}/{part[1]}")
     with locked(output, own):
+        check_other_shards(output, *part)
         if overwrite:
             put_aside(output, own)
-        claim(output, settings, listing.root)
+        moved = claim(output, settings, listing.root).root != listing.root
+        agenda = make_agenda(output, items, settings.digest, moved)
+        if moved:
+            set_root(output, settings, listing.root)
         save_listing(output, [item.name for item in listing.items])
-        known = latest_records(output, settings.digest)
-        todo = [item for item in items if not _is_done(output, item, known)]
-        del known  # of a large archive it takes memory that the run needs
-        summary = _summary(output, listing, items, todo, limit)
+        summary = _summary(output, listing, items, agenda, limit)
         started(summary)
         with _stopping(summary) as stop:
             work = Work(pipeline, settings, output, _shown(listing.items))
-            _run(work, todo[:limit], summary, settings, (workers, batch_size, part), stop, progress)
+            header = {"bundle": bundle, "shard": f"{part[0]}/{part[1]}", "workers": workers, "batch_size": batch_size}
+            _run(work, agenda.limited(limit), summary, header, stop, progress)
             write_reports(output, listing, settings, parquet)
             sweep(output)
     return summary
 
 
+def _planned(output: Path, items: Sequence[Item], settings: Settings, root: str, overwrite: bool) -> Agenda:
+    """What a run would do. Raises what it would raise before its first photograph."""
+    if overwrite or not is_claimed(output):
+        return Agenda(list(items), [], [])
+    return make_agenda(output, items, settings.digest, check_claim(output, settings).root != root)
+
+
 def _root(output: Path) -> str | None:
     """The folder that names in an output folder start from already."""
-    return read_claim(output).root if (output / STATE / "settings.json").exists() else None
+    return read_claim(output).root if is_claimed(output) else None
 
 
 def _check(
@@ -136,26 +151,12 @@ def _check(
         raise SettingsError("results.parquet needs pyarrow: pip install pyarrow")
 
 
-def _summary(output: Path, listing: Listing, items: list[Item], todo: list[Item], limit: int | None) -> Summary:
+def _summary(output: Path, listing: Listing, items: list[Item], agenda: Agenda, limit: int | None) -> Summary:
     notices = list(listing.notices)
     if listing.ignored:
         notices.append(f"files of other kinds were ignored: {counted(listing.ignored)}")
-    now = len(todo) if limit is None else min(limit, len(todo))
-    return Summary(output, len(listing.items), len(items), len(items) - len(todo), now, notices=notices)
-
-
-def _is_done(output: Path, item: Item, known: dict[str, Record]) -> bool:
-    """Whether there is a result of this very file. A file that changed, or whose output is gone, is done again."""
-    record = known.get(item.name)
-    if record is None or record.status != "done":
-        return False
-    try:
-        status = os.stat(item.path)
-    except OSError:
-        return False
-    if (status.st_size, status.st_mtime_ns) != (record.size, record.mtime_ns):
-        return False
-    return record.is_whole(output)
+    before, now = len(items) - len(agenda), len(agenda.limited(limit))
+    return Summary(output, len(listing.items), len(items), before, now, notices=notices)
 
 
 def _shown(items: Sequence[Item]) -> frozenset[str]:
@@ -166,25 +167,20 @@ def _shown(items: Sequence[Item]) -> frozenset[str]:
 
 def _run(
     work: Work,
-    todo: Sequence[Item],
+    agenda: Agenda,
     summary: Summary,
-    settings: Settings,
-    how: tuple[int, int, tuple[int, int]],
+    how: dict[str, Any],
     stop: threading.Event,
     progress: Callable[[Record], None],
 ) -> None:
-    workers, batch_size, part = how
-    device = work.pipeline.device
     header = {
-        "settings": settings.digest,
-        "shard": f"{part[0]}/{part[1]}",
+        **how,
+        "settings": work.settings.digest,
         "listed": summary.listed,
         "own": summary.own,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "device": device_name(work.pipeline.device),
         "threads": torch.get_num_threads(),
-        "workers": workers,
-        "batch_size": batch_size,
         "command": sys.argv,
         "versions": versions(),
     }
@@ -196,7 +192,8 @@ def _run(
         progress(record)
 
     try:
-        summary.profile = LocalEngine(work, journal, workers, batch_size, stop).run(todo, count)
+        engine = LocalEngine(work, journal, how["workers"], how["batch_size"], stop)
+        summary.profile = engine.run(agenda, count)
     except BaseException as raised:
         error = repr(raised)
         raise
@@ -205,6 +202,8 @@ def _run(
         summary.seconds = time.perf_counter() - begun
         end = {"done": summary.done, "failed": summary.failed, "seconds": round(summary.seconds, 3)}
         journal.close(**end, stopped=summary.stopped, error=error)
+    if not journal.path.exists():
+        raise WriteError(f"{summary.output} was removed or replaced during the run: what it held is lost; run again")
 
 
 @contextmanager
@@ -217,7 +216,7 @@ def _stopping(summary: Summary) -> Iterator[threading.Event]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         if stop.is_set() and summary.stopped is not None:
-            os._exit(128 + number)  # threads that read or write would hold up an ordinary exit
+            os._exit(STOPPED)  # threads that read or write would hold up an ordinary exit
         summary.stopped = number
         stop.set()
         logger.warning("stopping: photographs in flight are finished, tables written; once more ends at once")

@@ -108,12 +108,25 @@ class Claim(NamedTuple):
     root: str
 
 
-def claim(output: Path, settings: Settings, root: str) -> None:
+def is_claimed(output: Path) -> bool:
+    """Whether a folder is the output of earlier runs."""
+    return _path(output).exists()
+
+
+def claim(output: Path, settings: Settings, root: str) -> Claim:
     """Make an output folder, or enter one that was made with the same settings. Raises SettingsError, OSError."""
-    path = output / STATE / "settings.json"
-    content = {"settings": settings.to_dict(), "digest": settings.digest, "root": root}
-    if not path.exists():
-        _create(path, content)
+    if not is_claimed(output):
+        _create(_path(output), {"settings": settings.to_dict(), "digest": settings.digest, "root": root})
+    return check_claim(output, settings)
+
+
+def set_root(output: Path, settings: Settings, root: str) -> None:
+    """Let names start from another folder from now on. Raises OSError."""
+    _replace(_path(output), {"settings": settings.to_dict(), "digest": settings.digest, "root": root})
+
+
+def check_claim(output: Path, settings: Settings) -> Claim:
+    """What an output folder was made with, if with these settings. Raises SettingsError."""
     known = read_claim(output)
     different = _differences(known.settings, settings.to_dict())
     if different:
@@ -121,13 +134,12 @@ def claim(output: Path, settings: Settings, root: str) -> None:
             f"{output} holds results of other settings ({'; '.join(different)}). Results of different settings are not "
             "mixed: give another --output, the earlier settings, or --overwrite"
         )
-    if known.root != root:
-        _replace(path, content)
+    return known
 
 
 def read_claim(output: Path) -> Claim:
     """Settings and root of an output folder. Raises SettingsError."""
-    path = output / STATE / "settings.json"
+    path = _path(output)
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         return Claim(dict(known["settings"]), str(known["digest"]), str(known["root"]))
@@ -137,6 +149,10 @@ def read_claim(output: Path) -> Claim:
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise SettingsError(f"{path}: damaged ({error!r}); give another --output, or --overwrite") from error
+
+
+def _path(output: Path) -> Path:
+    return output / STATE / "settings.json"
 
 
 def _create(path: Path, content: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ from .photograph import Photograph, read_photographs
 from .quality import quality_indicators
 from .settings import Settings
 from .volumes import write_dicom_seg
-from .writers import SEGMENTATIONS, Result, write_outputs, write_thumbnail
+from .writers import SEGMENTATIONS, Result, sizes, write_outputs, write_thumbnail
 
 
 class Frame(NamedTuple):
@@ -53,6 +53,11 @@ class Prepared(NamedTuple):
     source: bytes | None
     frames: list[Frame]
     seconds: float
+
+    @property
+    def pixels(self) -> int:
+        """Of all frames, at the size of the photograph."""
+        return sum(frame.photograph.pixels[..., 0].size for frame in self.frames)
 
 
 class Inferred(NamedTuple):
@@ -136,16 +141,17 @@ class Work:
         """Measure and write. Raises StageError, and WriteError where the output folder fails."""
         started, stage = time.perf_counter(), "measure"
         try:
-            rows, outputs, masks = [], [], []
+            rows, masks = [], []
+            outputs: dict[str, int] = {}
             for frame, logits in zip(file.frames, found.logits, strict=True):
                 stage = "measure"
                 result, row = self._measured(frame, logits)
                 stage = "write"
-                outputs += self._written(file, frame, result)
+                outputs |= self._written(file, frame, result)
                 masks.append(result.mask)
                 rows.append({"sha256": file.sha256, "tokens_computed_fraction": found.tokens, **row})
             if file.source is not None:
-                outputs.append(self._segmentation(file, file.source, masks))
+                outputs |= self._segmentation(file, file.source, masks)
         except Exception as error:
             if stage == "write" and is_fatal(error):
                 raise WriteError(getattr(error, "errno", None), f"{self.output}: {error}") from error
@@ -159,7 +165,7 @@ class Work:
         """The record of a file that could not be segmented."""
         size, changed = _status(item.path)
         row = {"path": item.name, "status": "failed"}
-        return Record(item.name, "failed", size, changed, [row], error_row(item, error.stage, error.cause), [])
+        return Record(item.name, "failed", size, changed, [row], error_row(item, error.stage, error.cause), {})
 
     def _measured(self, frame: Frame, logits: Tensor) -> tuple[Result, dict[str, Any]]:
         photograph = frame.photograph
@@ -184,16 +190,16 @@ class Work:
         }
         return Result(pixels, probability, mask, spacing), row
 
-    def _written(self, file: Prepared, frame: Frame, result: Result) -> list[str]:
+    def _written(self, file: Prepared, frame: Frame, result: Result) -> dict[str, int]:
         name = file.item.name if len(file.frames) == 1 else f"{file.item.name}/{frame.photograph.frame}"
         if file.item.name in self.thumbnails and frame is file.frames[0]:
             write_thumbnail(thumbnail_path(self.output, file.item.name), result)
         return write_outputs(self.output, name, self.settings.outputs, result)
 
-    def _segmentation(self, file: Prepared, source: bytes, masks: list[Any]) -> str:
+    def _segmentation(self, file: Prepared, source: bytes, masks: list[Any]) -> dict[str, int]:
         path = output_path(self.output, SEGMENTATIONS, file.item.name, ".dcm")
         write_dicom_seg(path, source, masks, self.settings.weights, self.settings.digest)
-        return path.relative_to(self.output).as_posix()
+        return sizes(self.output, [path])
 
 
 class _Counting:

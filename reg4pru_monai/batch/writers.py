@@ -1,6 +1,6 @@
 """What is written for a photograph: one function for each output, complete files only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,12 +85,17 @@ WRITERS = {
 }
 
 
-def write_outputs(output: Path, name: str, outputs: tuple[str, ...], result: Result) -> list[str]:
-    """Write the outputs of a frame. Returns their paths relative to the output folder. Raises OSError."""
+def write_outputs(output: Path, name: str, outputs: tuple[str, ...], result: Result) -> dict[str, int]:
+    """Write the outputs of a frame. Returns their sizes in bytes, by path in the output folder. Raises OSError."""
     written = []
     for key in outputs:
         if key in WRITERS:
             path = output_path(output, WRITERS[key].folder, name, WRITERS[key].suffix)
             WRITERS[key].write(path, result)
-            written.append(path.relative_to(output).as_posix())
-    return written
+            written.append(path)
+    return sizes(output, written)
+
+
+def sizes(output: Path, written: Sequence[Path]) -> dict[str, int]:
+    """Sizes in bytes of files, by their path relative to the output folder. Raises OSError."""
+    return {path.relative_to(output).as_posix(): path.stat().st_size for path in written}
