@@ -130,6 +130,7 @@ def segment(
     if bundle is None:  # the configuration of a bundle may need all of MONAI
         import_monai_alone()
     from .batch import command
+    from .batch.inputs import parse_shard
     from .weights import CheckpointError
 
     choices = {
@@ -151,7 +152,7 @@ def segment(
     network = command.Network(bundle, checkpoint, device, policy, keep_rate)
     mode = "json" if json_lines else "quiet" if quiet else "auto"
     try:
-        how["part"] = command.parse_shard(shard)
+        how["part"] = parse_shard(shard)
         code = command.segment(inputs, output, network, choices, how, mode, profile)
     except (*command.COULD_NOT_RUN, CheckpointError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)

@@ -1,5 +1,6 @@
 """Every configuration file is run; every mistake a user can make ends readably."""
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -296,6 +297,19 @@ def test_a_checkpoint_that_does_not_fit_is_named(training: Path, phantom_set: Pa
     torch.save({"network": {}}, tmp_path / "foreign.pt")
     error = failure("evaluate", **given, checkpoint=str(tmp_path / "foreign.pt"))
     assert "foreign.pt: says nothing of its configuration" in str(error)
+
+
+def test_inference_takes_part_of_the_photographs(training: Path, phantom_set: Path, tmp_path: Path) -> None:
+    given = {"dataset_dir": str(phantom_set / "images"), "checkpoint": str(training / "checkpoints" / "best.pt")}
+    for number in (1, 2):
+        own = {"root": str(phantom_set), "shard": f"{number}/2", "mm_per_pixel": 0.01}
+        run("inference", **given, output_dir=str(tmp_path), **own)
+    with open(tmp_path / "results.csv", newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    names = [path.relative_to(phantom_set).as_posix() for path in sorted((phantom_set / "images").iterdir())]
+    assert [row["path"] for row in rows] == names
+    assert all(float(row["skeleton_length_mm"]) > 0 for row in rows)
+    assert "shard must be I/N" in str(failure("inference", **given, output_dir=str(tmp_path), shard="one"))
 
 
 def test_inference_without_photographs_says_what_to_give(training: Path, tmp_path: Path) -> None:

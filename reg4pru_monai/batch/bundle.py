@@ -7,7 +7,7 @@ from monai.bundle import ConfigParser
 
 from ..inference import Pipeline
 from ..runtime import ConfigurationError, root_cause
-from .inputs import list_inputs
+from .inputs import list_inputs, parse_shard
 from .progress import Display
 from .segment import segment_photographs
 from .settings import SettingsError, settings_of
@@ -34,6 +34,9 @@ def run_bundle(
     workers: int,
     batch_size: int,
     overwrite: bool = False,
+    root: Any = None,
+    shard: str = "1/1",
+    limit: int | None = None,
     **choices: Any,
 ) -> None:
     """The ``run`` of inference.yaml. Raises SystemExit with the status of the run where it is not 0."""
@@ -49,6 +52,9 @@ def run_bundle(
         workers=workers,
         batch_size=batch_size,
         overwrite=overwrite,
+        root=None if root is None else str(root),
+        part=parse_shard(shard),
+        limit=limit,
         started=display.started,
         progress=display.progress,
     )

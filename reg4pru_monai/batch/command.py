@@ -80,15 +80,6 @@ def default_workers() -> int:
     return min(max(available, 2), 8)
 
 
-def parse_shard(text: str) -> tuple[int, int]:
-    """I/N. Raises InputError."""
-    try:
-        number, count = (int(part) for part in text.split("/"))
-    except ValueError:
-        raise InputError(f"--shard must be I/N, such as 1/4, got {text!r}") from None
-    return number, count
-
-
 def segment(
     inputs: Sequence[str],
     output: Path,

@@ -64,6 +64,15 @@ def list_inputs(inputs: Sequence[str | os.PathLike[str]], output: str | Path, ro
     return Listing(base, sorted(items), dict(sorted(found.ignored.items())), found.notices)
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """I/N. Raises InputError."""
+    try:
+        number, count = (int(part) for part in str(text).split("/"))
+    except ValueError:
+        raise InputError(f"shard must be I/N, such as 1/4, got {text!r}") from None
+    return number, count
+
+
 def shard(items: Iterable[Item], number: int, count: int) -> list[Item]:
     """The items of shard ``number`` (from 1) of ``count``.
 
