@@ -51,6 +51,8 @@ def write_bad_files(folder: Path) -> list[str]:
     jpeg, png, gif, bmp = (encoded(kind) for kind in ("JPEG", "PNG", "GIF", "BMP"))
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 0xFF
+    photograph = encoded("JPEG", np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8))
+    half = len(photograph) // 2
     floats = np.full((30, 30, 3), 0.5, np.float32)
     contents = {
         "empty.jpg": b"",
@@ -65,6 +67,9 @@ def write_bad_files(folder: Path) -> list[str]:
         "only_magic.jpg": b"\xff\xd8\xff",
         "truncated.jpg": jpeg[: len(jpeg) // 2],
         "header_only.jpg": jpeg[:300],
+        "hole.jpg": photograph[:half] + bytes(4096) + photograph[half + 4096 :],
+        "zeros.jpg": photograph[:half] + bytes(2 * half),
+        "no_end.jpg": photograph[:-2] + bytes(100),
         "truncated.png": png[: len(png) // 2],
         "flipped_bits.png": bytes(flipped),
         "truncated.gif": gif[:60],
@@ -88,7 +93,10 @@ def write_bad_files(folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         (folder / name).write_bytes(content)
-    names = [*contents, "dangling.png"]
+    with (folder / "too_long.jpg").open("wb") as file:
+        file.write(jpeg)
+        file.truncate(2**30)  # of which the disk holds the first bytes only
+    names = [*contents, "dangling.png", "too_long.jpg"]
     (folder / "dangling.png").symlink_to(folder / "nowhere.png")
     if hasattr(os, "mkfifo"):
         os.mkfifo(folder / "pipe.png")

@@ -1,4 +1,5 @@
 import logging
+import re
 import struct
 import sys
 import traceback
@@ -15,6 +16,7 @@ pydicom = pytest.importorskip("pydicom", reason="needs the extra [dicom]")
 
 from pydicom import uid  # noqa: E402
 
+from batches import segment, table  # noqa: E402
 from dicoms import COLUMNS, GREY, GREY3, RGB, ROWS, SECRET, data_set, encapsulated, jpeg, native, save, ybr  # noqa: E402
 from reg4pru_monai.batch.photograph import Source, read_photographs  # noqa: E402
 from reg4pru_monai.fundus import FundusReadError  # noqa: E402
@@ -286,6 +288,23 @@ def test_spacing(tmp_path: Path) -> None:
     assert spacing(save(tmp_path / "c", photograph)) == (0.5, 0.25)
 
 
+@pytest.mark.parametrize(
+    ("spacing", "scale"),
+    [([0.01, 0.01], 0.01), ([0.01, 0.01008], 0.01004), ([0.01, 0.0102], None), ([0.02, 0.01], None)],
+)
+def test_unequal_spacing_gives_no_millimetres(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spacing: list[float], scale: float | None
+) -> None:
+    """The length of a vessel would depend on its direction; both spacings stay in the table."""
+    monkeypatch.setattr("reg4pru_monai.batch.work.measure_vessels", lambda mask, fov, scale: {"mean_width_mm": scale})
+    (tmp_path / "in").mkdir()
+    native(tmp_path / "in" / "a.dcm", RGB.repeat(3, axis=0).repeat(3, axis=1), PixelSpacing=spacing)
+    segment(tmp_path / "in", tmp_path / "out")
+    (row,) = table(tmp_path / "out")
+    assert [float(row[f"{axis}_spacing_mm"]) for axis in ("row", "column")] == spacing
+    assert row["mean_width_mm"] == ("" if scale is None else str(scale))
+
+
 def test_details(tmp_path: Path) -> None:
     (photograph,) = read_photographs(native(tmp_path / "a", DEEP, BitsStored=12)).photographs
     assert photograph.details == {
@@ -454,6 +473,27 @@ def test_streams_cut_off_inside_a_whole_file(tmp_path: Path, codec: str, share: 
     assert "cut off" in reason(path) or "damaged" in reason(path)
 
 
+LARGE = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
+
+
+@pytest.mark.parametrize("photometric", ["YBR_FULL_422", "RGB"])
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("lossless", [False, True])
+def test_jpeg_streams_with_a_hole(tmp_path: Path, photometric: str, colours: int, lossless: bool) -> None:
+    pixels = LARGE if colours == 3 else np.ascontiguousarray(LARGE[..., 0])
+    if lossless:
+        stream, syntax = bytes(imagecodecs.jpeg8_encode(pixels, lossless=True)), uid.JPEGLosslessSV1
+    else:
+        stream, syntax = jpeg(pixels), uid.JPEGBaseline8Bit
+    colour = {} if colours == 1 else {"PhotometricInterpretation": photometric}
+    whole = encapsulated(tmp_path / "a", [stream], pixels, syntax, **colour)
+    assert read_photographs(whole).photographs[0].pixels.shape == LARGE.shape
+    middle = len(stream) // 2
+    broken = stream[:middle] + bytes(4096) + stream[middle + 4096 :]
+    said = reason(encapsulated(tmp_path / "b", [broken], pixels, syntax, **colour))
+    assert re.search(r"^has image data that are truncated or damaged \(.+\); copy or export it again$", said)
+
+
 # Every way to break a file, and what may never come out: texts of the data set, in a message, a warning, a log, the
 # chained error or the details.
 
@@ -551,7 +591,7 @@ def test_errors_of_pydicom_are_not_quoted(
     (tmp_path / "a").write_bytes(whole.replace(b"100000", SECRET.encode()))
     read, said = outcome(tmp_path / "a", loud, capfd)
     assert not read
-    assert "it may be truncated or damaged (ValueError)" in said
+    assert "it is truncated or damaged, or of a kind that is not read (ValueError); copy or export it again" in said
     assert SECRET not in said
 
 

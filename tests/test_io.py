@@ -1,7 +1,9 @@
 import io
 import os
 import pickle
+import re
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ import tifffile
 from PIL import Image
 
 from reg4pru_monai.fundus import FundusReadError, read_image, read_mask, write_mask
+from reg4pru_monai.fundus.io import read_bytes
 
 RAMP = (
     np.linspace(0, 255, 20 * 31).reshape(20, 31).astype(np.uint8)
@@ -145,7 +148,8 @@ def test_float_tiff(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", DEEP_UNIT, photometric="rgb")
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), DEEP_UNIT)
     tifffile.imwrite(tmp_path / "b.tif", DEEP_UNIT * 200, photometric="rgb")
-    with pytest.raises(FundusReadError, match=r"b\.tif.*must be in \[0, 1\]"):
+    said = r"b\.tif: has floating-point values of 0\.234989 to 199\.457, which must be in \[0, 1\]; save it with 8"
+    with pytest.raises(FundusReadError, match=said):
         read_image(tmp_path / "b.tif")
 
 
@@ -237,6 +241,61 @@ def test_unreadable_files_say_which_and_why(tmp_path: Path, name: str, read: Cal
     assert str(caught.value) == f"{tmp_path / name}: {caught.value.reason}"
 
 
+def test_words_of_decoders_where_they_help(tmp_path: Path) -> None:
+    """No names of Python's errors, and nothing of their inside."""
+    again = "; copy or export it again"
+    kind = "cannot be decoded: it is truncated or damaged, or of a kind that is not read"
+    for name, content, reason in (
+        ("a.png", _encoded("PNG")[:100], rf"^{kind} \(.*[Tt]runcated.*\){again}$"),
+        ("a.bmp", _encoded("BMP")[:100], rf"^{kind} \(image file is truncated .*\){again}$"),
+        ("a.tif", b"II*\0\0", rf"^{kind}{again}$"),
+        (
+            "a.jpg",
+            _encoded("JPEG")[:-200],
+            r"^cannot be decoded: it is truncated or damaged \(Premature end of JPEG file",
+        ),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(FundusReadError) as caught:
+            read_image(tmp_path / name)
+        assert re.search(reason, caught.value.reason), caught.value.reason
+        assert "Error(" not in caught.value.reason
+
+
+def test_a_colour_space_that_is_not_read_is_no_damage(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", RGB, photometric="cielab")
+    with pytest.raises(FundusReadError, match=r"a\.tif: has a TIFF colour space that is not read .*; save it as RGB$"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(("start", "each"), [(b"\xff\xd8\xff", 8), (b"II*\0", 16)])
+def test_limit_of_bytes_follows_from_the_limit_of_pixels(tmp_path: Path, start: bytes, each: int) -> None:
+    limit = each * 10 + 64 * 2**20
+    path = tmp_path / "a"
+    with path.open("wb") as file:
+        file.write(start)
+        file.truncate(limit + 1)
+    said = r"has 64 MiB, more than the 64 MiB that are read with max_pixels=10; .*raise max_pixels \(--max-pixels"
+    with pytest.raises(FundusReadError, match=said):
+        read_image(path, max_pixels=10)
+    os.truncate(path, limit)
+    with pytest.raises(FundusReadError, match="cannot be decoded"):
+        read_image(path, max_pixels=10)
+
+
+def test_a_file_is_in_memory_once(tmp_path: Path) -> None:
+    content = b"\xff\xd8\xff" + bytes(2**24)
+    (tmp_path / "a").write_bytes(content)
+    tracemalloc.start()
+    try:
+        data = read_bytes(tmp_path / "a")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert data == content
+    assert peak < 1.1 * len(content)
+
+
 def test_missing_folder_and_special_file(tmp_path: Path) -> None:
     with pytest.raises(FundusReadError, match="no such file"):
         read_image(tmp_path / "absent.png")
@@ -260,7 +319,8 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("suffix", ["png", "tif", "gif", "jpg", "bmp", "ppm"])
 def test_pixel_limit(tmp_path: Path, suffix: str) -> None:
     path = save(tmp_path / f"a.{suffix}")
-    with pytest.raises(FundusReadError, match=r"31 x 20 pixels, more than max_pixels=619; raise max_pixels"):
+    said = r"31 x 20 pixels, more than max_pixels=619; if you trust the file, raise max_pixels \(--max-pixels on the"
+    with pytest.raises(FundusReadError, match=said):
         read_image(path, max_pixels=619)
     assert read_image(path, max_pixels=620).shape == RGB.shape
 

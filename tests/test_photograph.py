@@ -133,8 +133,19 @@ def test_bad_files_are_refused_as_by_read_image(tmp_path: Path) -> None:
     for name, said in reasons.items():
         with pytest.raises(FundusReadError, match=said):
             read_photographs(tmp_path / name)
-    with pytest.raises(FundusReadError, match="30 x 20 pixels, more than max_pixels=599"):
+    with pytest.raises(
+        FundusReadError, match=r"30 x 20 pixels, more than max_pixels=599; .*--max-pixels on the command"
+    ):
         read_photographs(tmp_path / "a.png", max_pixels=599)
+
+
+@pytest.mark.parametrize("start", [b"\xff\xd8\xff", bytes(128) + b"DICM"])
+def test_large_files_are_refused_before_they_are_read(tmp_path: Path, start: bytes) -> None:
+    with (tmp_path / "a").open("wb") as file:
+        file.write(start)
+        file.truncate(2**34)  # of which the disk holds the first bytes only
+    with pytest.raises(FundusReadError, match=r"has 16384 MiB, more than the \d+ MiB that are read with max_pixels=15"):
+        read_photographs(tmp_path / "a")
 
 
 def test_dicom_without_pydicom_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..fundus.io import FundusReadError
+from ..fundus.io import RAISE_LIMIT, FundusReadError
 from .columns import Value
 from .dicom_frames import CODECS, JPEG_2000, NATIVE, Layout, Refused, decode_frame
 
@@ -126,7 +126,9 @@ def without_values(path: str | os.PathLike[str]) -> Iterator[None]:
         raise FundusReadError(path, str(refused)) from None
     except Exception as error:  # pydicom and decoders raise anything on damaged files
         raise FundusReadError(
-            path, f"cannot be decoded, it may be truncated or damaged ({type(error).__name__}); copy or export it again"
+            path,
+            f"cannot be decoded: it is truncated or damaged, or of a kind that is not read ({type(error).__name__}); "
+            "copy or export it again",
         ) from None
 
 
@@ -244,14 +246,11 @@ def _tag(keyword: str) -> str:
 def _check_size(layout: Layout, max_pixels: int) -> None:
     pixels = layout.rows * layout.columns
     if pixels > max_pixels:
-        raise Refused(
-            f"has {layout.columns} x {layout.rows} pixels, more than max_pixels={max_pixels}; raise max_pixels if you "
-            "trust it"
-        )
+        raise Refused(f"has {layout.columns} x {layout.rows} pixels, more than max_pixels={max_pixels}; {RAISE_LIMIT}")
     if layout.frames * pixels > _MAX_FULL_FRAMES * max_pixels:
         raise Refused(
             f"has {layout.frames} frames (0028,0008) of {layout.columns} x {layout.rows} pixels, more than "
-            f"{_MAX_FULL_FRAMES} times max_pixels={max_pixels}; raise max_pixels if you trust it"
+            f"{_MAX_FULL_FRAMES} times max_pixels={max_pixels}; {RAISE_LIMIT}"
         )
 
 

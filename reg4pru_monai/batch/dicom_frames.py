@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import imagecodecs
 import numpy as np
 
+from ..fundus.jpeg import DamagedJpeg, decode_strictly
+
 NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 201, 202, 203))  # from 201: high-throughput
 _RLE = "1.2.840.10008.1.2.5"
@@ -122,12 +124,20 @@ def _jpeg(frame: bytes, layout: Layout) -> np.ndarray:
     """Any JPEG of ISO/IEC 10918-1: baseline, 12 bits, lossless."""
     rows, columns, components, applications = _jpeg_header(frame)
     _check_stream(frame, rows, columns, layout)
+    strict = _strict(frame, "RGB" if len(components) == 3 else "GRAY")
     if len(components) != 3:
-        return imagecodecs.jpeg8_decode(frame)
-    colour = "RGB"
+        return imagecodecs.jpeg8_decode(frame) if strict is None else strict[..., 0]
     if layout.syntax in _LOSSY_JPEG and _is_ycbcr(components, applications, layout.colour):
-        colour = "YCBCR"
-    return imagecodecs.jpeg8_decode(frame, colorspace=colour, outcolorspace="RGB")
+        # Never against what the stream says or, without a word, libjpeg assumes: then strict is of the right colours.
+        return imagecodecs.jpeg8_decode(frame, colorspace="YCBCR", outcolorspace="RGB") if strict is None else strict
+    return imagecodecs.jpeg8_decode(frame, colorspace="RGB", outcolorspace="RGB")
+
+
+def _strict(frame: bytes, colour: str) -> np.ndarray | None:
+    try:
+        return decode_strictly(frame, colour)
+    except DamagedJpeg as error:
+        raise Refused(f"has image data that are truncated or damaged ({error}); copy or export it again") from None
 
 
 def _is_ycbcr(components: bytes, applications: dict[int, bytes], colour: str) -> bool:

@@ -36,7 +36,12 @@ COLUMNS = (
         "radius below 1/50 of the diameter are shortened by more than 2 %.",
     ),
     Column("skeleton_length_fov", "FOV diameters", "skeleton_length_px over the diameter of the field of view."),
-    Column("skeleton_length_mm", "mm", "skeleton_length_px times the given millimetres per pixel; empty without."),
+    Column(
+        "skeleton_length_mm",
+        "mm",
+        "skeleton_length_px times the millimetres per pixel; empty where they are unknown, "
+        "or differ by more than 1 % between rows and columns.",
+    ),
     Column(
         "skeleton_density_per_px",
         "1/px",
@@ -51,7 +56,8 @@ COLUMNS = (
     Column(
         "skeleton_density_per_mm",
         "1/mm",
-        "skeleton_density_per_px over the given millimetres per pixel; empty without.",
+        "skeleton_density_per_px over the millimetres per pixel; empty where they are unknown, "
+        "or differ by more than 1 % between rows and columns.",
     ),
     Column(
         "mean_width_px",
@@ -63,7 +69,12 @@ COLUMNS = (
         "Empty without vessels.",
     ),
     Column("mean_width_fov", "FOV diameters", "mean_width_px over the diameter of the field of view."),
-    Column("mean_width_mm", "mm", "mean_width_px times the given millimetres per pixel; empty without."),
+    Column(
+        "mean_width_mm",
+        "mm",
+        "mean_width_px times the millimetres per pixel; empty where they are unknown, "
+        "or differ by more than 1 % between rows and columns.",
+    ),
     Column(
         "fractal_dimension",
         "",

@@ -4,13 +4,12 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
-from ..fundus.io import DEFAULT_MAX_PIXELS, decode_image, read_bytes
+from ..fundus.io import DEFAULT_MAX_PIXELS, decode_image, is_image, read_bytes
 from .columns import Column, Value
 from .dicom import DicomPhotographs, check_identifiers, is_dicom, is_plain, read_dicom
 
@@ -96,31 +95,18 @@ def read_photographs(
 ) -> Source:
     """Read a file once; its content, never its suffix, decides what it is.
 
-    max_pixels: refuse photographs with more pixels than this, before decoding them.
+    max_pixels: refuse photographs with more pixels than this before decoding, and larger files before reading them.
     identifiers: DICOM keywords whose values name the row; names, birth dates and the like are refused (ValueError).
     Raises FundusReadError, which quotes nothing of a DICOM file's data set.
     """
     check_identifiers(identifiers)
-    data = _read(path)
+    data = read_bytes(path, max_pixels=max_pixels, accepts=lambda head: is_dicom(head) or is_image(head))
     digest = hashlib.sha256(data).hexdigest()
     if is_dicom(data[:132]):
         dicom = read_dicom(data, path, max_pixels=max_pixels, identifiers=identifiers)
         return Source(data, digest, DicomFrames(dicom))
     pixels = decode_image(data, path, max_pixels=max_pixels)
     return Source(data, digest, [Photograph(pixels, 1, 1, _details(data, pixels))])
-
-
-def _read(path: str | os.PathLike[str]) -> bytes:
-    """All bytes of a DICOM file or an image. Raises FundusReadError."""
-    try:
-        if Path(path).is_file():  # never open a pipe, which would wait for its writer
-            with open(path, "rb") as file:
-                head = file.read(132)
-                if is_dicom(head):
-                    return head + file.read()
-    except OSError:
-        pass  # read_bytes meets and explains it
-    return read_bytes(path)
 
 
 def _details(data: bytes, pixels: np.ndarray) -> dict[str, Value]:

@@ -186,7 +186,7 @@ class Work:
             "fov_confidence": fov.confidence,
             "fov_full_frame": int(fov.full_frame),
             **quality_indicators(pixels, fov),
-            **measure_vessels(mask, fov, sum(spacing) / 2 if spacing else None),
+            **measure_vessels(mask, fov, _scale(spacing)),
         }
         return Result(pixels, probability, mask, spacing), row
 
@@ -234,6 +234,13 @@ def _spacing(photograph: Photograph, given: float | None) -> tuple[float, float]
         return given, given
     found = [photograph.details.get(f"{axis}_spacing_mm") for axis in ("row", "column")]
     return (float(found[0]), float(found[1])) if all(found) else None  # type: ignore[arg-type]
+
+
+def _scale(spacing: tuple[float, float] | None) -> float | None:
+    """Millimetres per pixel; None where rows and columns differ by more than 1 %: lengths would depend on direction."""
+    if spacing is None or max(spacing) > 1.01 * min(spacing):
+        return None
+    return sum(spacing) / 2
 
 
 def _finite(value: Any) -> Any:

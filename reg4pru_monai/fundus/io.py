@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import imagecodecs
@@ -10,9 +12,11 @@ import tifffile
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, PpmImagePlugin
 
 from ..files import replacing
+from .jpeg import START_OF_SCAN, DamagedJpeg, decode_strictly
 
 DEFAULT_MAX_PIXELS = 150_000_000
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
+RAISE_LIMIT = "if you trust the file, raise max_pixels (--max-pixels on the command line)"
 
 _ORIENTATION_TAG = 0x0112
 _TIFF_COLOURS = tuple(
@@ -26,6 +30,21 @@ _PILLOW_MAGIC: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"GIF8", GifImagePlugin.GifImageFile),
     (b"BM", BmpImagePlugin.BmpImageFile),
     *((b"P%d" % kind, PpmImagePlugin.PpmImageFile) for kind in range(1, 7)),
+)
+_PILLOW_STARTS = tuple(magic for magic, _ in _PILLOW_MAGIC)
+# The largest file that is read has the bytes of max_pixels with 4 channels of 16 bits. TIFF and DICOM may have 32 bits
+# or several frames. Metadata and what cameras append, such as short films, come on top.
+_BYTES_PER_PIXEL, _BYTES_PER_PIXEL_OF_MANY, _BYTES_BESIDE = 8, 16, 64 * 2**20
+# What these say is of the decoder's inside, such as "unpack requires a buffer of 8 bytes".
+_OBSCURE = (
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    UnicodeError,
+    EOFError,
+    AssertionError,
+    struct.error,
 )
 
 
@@ -41,14 +60,20 @@ class FundusReadError(ValueError):
         return type(self), (self.path, self.reason)
 
 
+class _Refused(Exception):
+    """Why a file that is whole is not read."""
+
+
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
     """Decode a photograph, upright (EXIF orientation applied), transparency on black, the first of several frames.
 
     max_pixels: refuse images with more pixels than this, before decoding them.
     Returns (H, W, 3) uint8, or float32 in [0, 1] where the file has more than 8 bits per channel.
-    Raises FundusReadError.
+    Raises FundusReadError, also where image data of JPEG (see decode_strictly) or PNG (checksums) are damaged. Formats
+    without redundancy, such as BMP, PPM and uncompressed TIFF, give away no more than that something is missing; JPEG
+    inside TIFF is not checked either.
     """
-    return decode_image(read_bytes(path), path, max_pixels=max_pixels)
+    return decode_image(read_bytes(path, max_pixels=max_pixels), path, max_pixels=max_pixels)
 
 
 def decode_image(data: bytes, path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
@@ -57,9 +82,25 @@ def decode_image(data: bytes, path: str | os.PathLike[str], *, max_pixels: int =
         pixels = _decode_tiff(data, path, max_pixels) if data[:4] in _TIFF_MAGIC else _decode(data, path, max_pixels)
     except FundusReadError:
         raise
+    except _Refused as refused:
+        raise FundusReadError(path, str(refused)) from None
+    except DamagedJpeg as error:
+        raise FundusReadError(
+            path, f"cannot be decoded: it is truncated or damaged ({error}); copy or export it again"
+        ) from error
     except Exception as error:  # decoders of damaged files raise anything: struct, zlib, index, syntax errors …
-        raise FundusReadError(path, f"cannot be decoded, it may be truncated or damaged: {error!r}") from error
+        raise FundusReadError(
+            path,
+            f"cannot be decoded: it is truncated or damaged, or of a kind that is not read{_words(error)}; "
+            "copy or export it again",
+        ) from error
     return np.ascontiguousarray(pixels)
+
+
+def _words(error: Exception) -> str:
+    """What a decoder says, in parentheses, where it is of use."""
+    words = "" if isinstance(error, _OBSCURE) else str(error).strip()
+    return f" ({words.splitlines()[0][:200]})" if words else ""
 
 
 def read_mask(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
@@ -87,37 +128,67 @@ def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
         beside.write_bytes(data)
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """The file's bytes, once its first ones are known to be those of an image. Raises FundusReadError."""
+def is_image(head: bytes) -> bool:
+    """Whether a file that starts with these bytes (8 or more) is JPEG, PNG, TIFF, BMP, GIF or PPM."""
+    return head[:4] in _TIFF_MAGIC or head.startswith(_PILLOW_STARTS)
+
+
+def read_bytes(
+    path: str | os.PathLike[str],
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    accepts: Callable[[bytes], bool] = is_image,
+) -> bytes:
+    """The file's bytes, once its first ones are known to be those of an image. Raises FundusReadError.
+
+    max_pixels: refuse files larger than images of so many pixels are. accepts: whether to read on, from 132 bytes.
+    """
     path = Path(path)
     if not path.exists():
         raise FundusReadError(path, "no such file; check the path")
     if not path.is_file():
         raise FundusReadError(path, "is a folder or a special file, not an image; give the path of one image file")
     try:
-        with path.open("rb") as file:
-            head = file.read(8)
-            if not head:
-                raise FundusReadError(path, "is empty (0 bytes); copy or download it again")
-            if head[:4] not in _TIFF_MAGIC and not any(head.startswith(magic) for magic, _ in _PILLOW_MAGIC):
-                raise FundusReadError(
-                    path, f"is not JPEG, PNG, TIFF, BMP, GIF or PPM (starts with {head!r}); convert it to one of these"
-                )
-            return head + file.read()
+        with path.open("rb", buffering=0) as file:
+            head = file.read(132)
+            _check_head(path, head, accepts)
+            _check_length(path, head, os.fstat(file.fileno()).st_size, max_pixels)
+            file.seek(0)  # read again, not joined: that would be a copy of the whole file
+            return file.readall()
     except OSError as error:
         raise FundusReadError(path, f"cannot be opened: {error.strerror}; check its permissions") from error
 
 
+def _check_head(path: Path, head: bytes, accepts: Callable[[bytes], bool]) -> None:
+    if not head:
+        raise FundusReadError(path, "is empty (0 bytes); copy or download it again")
+    if not accepts(head):
+        raise FundusReadError(
+            path, f"is not JPEG, PNG, TIFF, BMP, GIF or PPM (starts with {head[:8]!r}); convert it to one of these"
+        )
+
+
+def _check_length(path: Path, head: bytes, length: int, max_pixels: int) -> None:
+    each = _BYTES_PER_PIXEL if head.startswith(_PILLOW_STARTS) else _BYTES_PER_PIXEL_OF_MANY
+    limit = each * max_pixels + _BYTES_BESIDE
+    if length > limit:
+        raise FundusReadError(
+            path,
+            f"has {length / 2**20:.0f} MiB, more than the {limit / 2**20:.0f} MiB that are read with "
+            f"max_pixels={max_pixels}; {RAISE_LIMIT}",
+        )
+
+
 def _check_size(path: str | os.PathLike[str], width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise FundusReadError(
-            path, f"has {width} x {height} pixels, more than max_pixels={max_pixels}; raise max_pixels if you trust it"
-        )
+        raise FundusReadError(path, f"has {width} x {height} pixels, more than max_pixels={max_pixels}; {RAISE_LIMIT}")
 
 
 def _decode(data: bytes, path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
     """Anything but TIFF: (H, W, 3) uint8 or float32."""
     plugin = next(plugin for magic, plugin in _PILLOW_MAGIC if data.startswith(magic))
+    if plugin is JpegImagePlugin.JpegImageFile and START_OF_SCAN not in data:
+        raise DamagedJpeg("no image data")  # Pillow would look for them byte by byte, minutes in a large file
     if plugin is PngImagePlugin.PngImageFile:
         with plugin(io.BytesIO(data), str(path)) as image:
             _check_size(path, *image.size, max_pixels)
@@ -131,6 +202,8 @@ def _decode(data: bytes, path: str | os.PathLike[str], max_pixels: int) -> np.nd
             pixels = deep
         elif image.mode.startswith(("I", "F")):
             pixels = _to_rgb(_unit(np.asarray(image).astype(np.uint16)))
+        elif image.format == "JPEG" and (strict := _strict_jpeg(data, image)) is not None:
+            pixels = strict
         else:
             pixels = _pillow_rgb(image)
     return _upright(pixels, orientation)
@@ -144,6 +217,12 @@ def _deep_ppm(data: bytes, image: ImageFile.ImageFile) -> np.ndarray | None:
     width, height = image.size
     values = np.frombuffer(data, ">u2", width * height * 3, offset).reshape(height, width, 3)
     return (values / np.float32(args[1])).clip(0, 1).astype(np.float32)
+
+
+def _strict_jpeg(data: bytes, image: ImageFile.ImageFile) -> np.ndarray | None:
+    """(H, W, 3) uint8; None where Pillow has to decode. Raises DamagedJpeg."""
+    pixels = decode_strictly(data)
+    return pixels if image.mode in ("L", "RGB") else None  # of CMYK, Pillow's colours
 
 
 def _orientation(image: Image.Image) -> int:
@@ -173,11 +252,14 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _unit(pixels: np.ndarray) -> np.ndarray:
-    """Integers of any width or floats -> float32 in [0, 1]. Raises ValueError for floats outside [0, 1]."""
+    """Integers of any width or floats -> float32 in [0, 1]. Raises _Refused for floats outside [0, 1]."""
     if pixels.dtype.kind in "iu":
         return (pixels.clip(0) / np.float32(np.iinfo(pixels.dtype).max)).astype(np.float32)
     if not (pixels.min() >= 0 and pixels.max() <= 1):  # also false for NaN
-        raise ValueError(f"floating-point values must be in [0, 1], got {pixels.min()} to {pixels.max()}")
+        raise _Refused(
+            f"has floating-point values of {pixels.min():g} to {pixels.max():g}, which must be in [0, 1]; "
+            "save it with 8 or 16 bits"
+        )
     return pixels.astype(np.float32)
 
 
@@ -214,7 +296,7 @@ def _tiff_colour(pixels: np.ndarray, page: tifffile.TiffPage) -> np.ndarray:
     """Apply a TIFF's palette, ink or inversion: (H, W, 3) uint8 or float32."""
     coded = page.compression in (tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.OJPEG)  # comes back as RGB
     if page.photometric not in _TIFF_COLOURS and not (coded and page.photometric == tifffile.PHOTOMETRIC.YCBCR):
-        raise ValueError(f"TIFF colour space {page.photometric} is not read; save it as RGB")
+        raise _Refused(f"has a TIFF colour space that is not read ({page.photometric!s}); save it as RGB")
     if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
         return (np.asarray(page.colormap) >> 8).astype(np.uint8).T[pixels]
     if pixels.dtype == np.bool_:
