@@ -254,7 +254,7 @@ def test_dicom_is_read_and_segmentations_written(tmp_path: Path, checkpoint: Pat
     assert rows["one.dcm", "1"]["identifier"] == "P7"
     assert rows["one.dcm", "1"]["laterality"] == "L"
     assert rows["two.dcm", "2"]["frames"] == "2"
-    for path, masks in (("one.dcm", ["one.dcm.png"]), ("two.dcm", ["two.dcm/1.png", "two.dcm/2.png"])):
+    for path, masks in (("one.dcm", ["one.dcm.png"]), ("two.dcm", ["two.dcm~frames/1.png", "two.dcm~frames/2.png"])):
         found = pydicom.dcmread(tmp_path / "out" / "segmentations" / f"{path}.dcm")
         expected = np.stack([read_mask(tmp_path / "out" / "masks" / name) for name in masks])
         assert np.array_equal(found.pixel_array.reshape(expected.shape) > 0, expected)

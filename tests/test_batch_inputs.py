@@ -1,14 +1,16 @@
 """Which photographs are found, under which names, and where their results lie."""
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reg4pru_monai.batch.inputs import InputError, Item, list_inputs, shard
 from reg4pru_monai.batch.names import OutputError, output_path
+from reg4pru_monai.files import _BESIDE
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -182,6 +184,54 @@ def test_results_of_different_files_never_share_a_name(tmp_path: Path) -> None:
         path.write_bytes(b"")  # the file system takes it
     assert output_path(tmp_path, "masks", "x/a.jpg", ".png") == tmp_path / "masks" / "x" / "a.jpg.png"
     assert os.fsencode(paths[-1].name).decode("utf-8")  # not cut within a character
+
+
+# Parts of names that come near what names.py gives out, or what a file system takes amiss.
+AWKWARD = (
+    *("a", "A", "a.png", "a.png.png", "A.PNG", "a.PNG.png", "1", "1.png", "2", "IM", "IM.png", "IM~frames", "a~frames"),
+    *("IM~frames~frames", "é.png", "e\u0301.png", "目.PNG", "\udcff.png", ".a", "..a", "a.", ".png", "~frames", "~"),
+    *("x~0123456789abcdef", "x~0123456789ABCDEF", "n" * 200, "n" * 201, "n" * 250 + ".png", "目" * 83, "目" * 66),
+    *(".01234567-1-01234567.png", ".01234567-1-01234567", "line\nbreak.png", "x~0123456789abcdef\n", "a b", "="),
+    "n" * 183 + "~" + hashlib.sha256(b"n" * 201).hexdigest()[:16],
+    "a.png~" + hashlib.sha256(b"a.png").hexdigest()[:16],
+)
+ENDINGS = ("", ".png", "~frames", "~0123456789abcdef")
+PART = st.builds(str.__add__, st.sampled_from(AWKWARD), st.sampled_from(ENDINGS)).filter(
+    lambda part: len(os.fsencode(part)) <= 255
+)
+FOUND = st.tuples(st.lists(PART, min_size=1, max_size=3).map("/".join), st.none() | st.integers(1, 3))
+
+
+@settings(max_examples=400)
+@given(st.sets(FOUND, min_size=2, max_size=30))
+def test_no_result_lies_where_another_one_or_its_folder_does(found: set[tuple[str, int | None]]) -> None:
+    output = Path("output")
+    paths = [output_path(output, "masks", name, ".png", frame) for name, frame in found]
+    assert len(set(paths)) == len(found)
+    folders = {folder for path in paths for folder in path.parents}
+    # Where case does not count, results and folders still do not meet, whatever becomes of two results.
+    assert not {str(path).lower() for path in paths} & {str(folder).lower() for folder in folders}
+    for path in paths:
+        assert path.is_relative_to(output / "masks")
+        assert path.suffix == ".png"
+        assert all(len(os.fsencode(part)) <= 255 - len(".nii.gz") for part in path.parts)
+        assert not any(_BESIDE.fullmatch(part) for part in path.parts)  # a later run would remove it
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "x.y/a.b.png", "IM/1", "1.2.840.10008.5", "~a/é.png", "study.dcm/eye~1.dcm"])
+def test_ordinary_photographs_keep_their_names(name: str) -> None:
+    assert output_path(Path("out"), "masks", name, ".png") == Path(f"out/masks/{name}.png")
+
+
+def test_names_that_met_before() -> None:
+    def mask(name: str, frame: int | None = None) -> str:
+        return output_path(Path("out"), "masks", name, ".png", frame).relative_to("out/masks").as_posix()
+
+    assert mask("a.png") == "a.png.png"
+    assert mask("a.png.png/b.jpg") == "a.png.png~b172d6bfede57b0b/b.jpg.png"
+    assert (mask("IM/1"), mask("IM", 1)) == ("IM/1.png", "IM~frames/1.png")
+    assert (mask("IM"), mask("IM.png", 2)) == ("IM.png", "IM.png~frames/2.png")
+    assert mask("IM~frames/1").startswith("IM~frames~")
 
 
 def test_results_never_leave_the_output_folder(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from reg4pru_monai.batch.failures import DeviceError, StageError, WriteError
 from reg4pru_monai.batch.inputs import InputError
 from reg4pru_monai.batch.journal import LockedError, locked
 from reg4pru_monai.batch.names import OutputError
+from reg4pru_monai.batch.reports import duration
 from reg4pru_monai.batch.rows import COLUMNS
 from reg4pru_monai.batch.settings import Settings, SettingsError, read_claim, settings_of
 from reg4pru_monai.batch.status import read_status
@@ -91,7 +92,7 @@ def test_the_table_has_one_row_per_file_in_order(photographs: Path, finished: Pa
 
 def test_what_a_run_was_can_be_read(finished: Path) -> None:
     run = json.loads((finished / "run.json").read_text())
-    assert run["counts"] == {"listed": 5, "done": 5, "failed": 0}
+    assert run["counts"] == {"listed": 5, "done": 5, "failed": 0, "missing": 0}
     assert run["settings"] == settings_of(small_pipeline(), outputs=tuple(run["settings"]["outputs"])).to_dict()
     assert run["runs"][0]["versions"]["torch"] == torch.__version__
     assert run["runs"][0]["end"]["done"] == 5
@@ -523,7 +524,7 @@ def test_names_of_any_kind_survive(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert (summary.done, summary.failed) == (len(found), 0)
     assert len(list((tmp_path / "out" / "masks").rglob("*.png"))) == len(found)
     expected = sorted(name.encode("utf-8", "backslashreplace").decode() for name in found)
-    assert sorted(row["path"] for row in table(tmp_path / "out")) == expected
+    assert sorted(row["path"].removeprefix("'") for row in table(tmp_path / "out")) == expected
     assert segment(tmp_path / "in", tmp_path / "out").before == len(found)
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<img src=x" not in page
@@ -583,6 +584,30 @@ def test_part_of_the_photographs_keeps_their_names(tmp_path: Path) -> None:
         write_photographs(folder / year, 1)
     assert segment(folder, tmp_path / "out").done == 2
     assert segment(folder / "2021", tmp_path / "out").before == 1
+
+
+def test_report_run_and_status_count_alike_after_part_of_the_photographs(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    for year in ("2020", "2021"):
+        write_photographs(folder / year, 2)
+    (folder / "2020" / "text.jpg").write_text("no image")
+    segment(folder, tmp_path / "out", limit=3)  # two of 2020, and the text
+    segment(folder / "2021", tmp_path / "out", limit=1)
+    status = read_status(tmp_path / "out")
+    counts = {"listed": status.listed, "done": status.done, "failed": 1, "missing": len(status.missing)}
+    assert counts == {"listed": 5, "done": 3, "failed": 1, "missing": 1}
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["counts"] == counts
+    page = (tmp_path / "out" / "report.html").read_text()
+    for label, value in (("Photographs", 5), ("Done", 3), ("Failed", 1), ("Not done yet", 1)):
+        assert f"<dt>{label}</dt><dd>{value}</dd>" in page
+    assert "1 of 5 photographs failed. Not done yet: 1." in page
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0, "0.0 s"), (59.4, "59.4 s"), (2931.2, "48 min 51 s"), (7199.7, "2 h 0 min")]
+)
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_a_larger_limit_of_pixels_goes_on(tmp_path: Path) -> None:

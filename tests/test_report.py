@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from html.parser import HTMLParser
 from io import BytesIO
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from PIL import Image
 
-from reg4pru_monai.batch import report
+from reg4pru_monai.batch import report, report_histograms
 from reg4pru_monai.batch.columns import Column, Value
 from reg4pru_monai.batch.report import write_report
 from reg4pru_monai.batch.report_histograms import Histogram, Numbers, figure
@@ -285,8 +287,25 @@ def test_no_rows_and_no_failures(tmp_path: Path) -> None:
     done = write(tmp_path / "done.html", lambda: made(3))
     assert "All 3 photographs are done." in done.words
     assert "Failures None." in done.words
-    stopped = write(tmp_path / "stopped.html", lambda: [*made(3), {"name": "d.jpg", "status": "missing"}])
+    stopped = write(tmp_path / "stopped.html", lambda: made(3), missing=1)
     assert "3 of 4 photographs are done." in stopped.words
+    both = write(tmp_path / "both.html", lambda: made(50), missing=3)
+    assert "1 of 53 photographs failed. Not done yet: 3." in both.words
+
+
+def test_frames_of_a_file_are_one_photograph(tmp_path: Path) -> None:
+    frames: list[Row] = [{"name": "a.dcm", "status": "done", "branches": i} for i in range(3)]
+    page = write(tmp_path / "a.html", lambda: [*frames, {"name": "b.dcm", "status": "failed"}])
+    assert "1 of 2 photographs failed." in page.words
+    assert len(page.data["rows"]) == 4
+
+
+def test_columns_without_a_value_are_left_out_and_named(tmp_path: Path) -> None:
+    page = write(tmp_path / "a.html", lambda: ({**row, "camera": "", "width_px": None} for row in made(3)))
+    assert [column["name"] for column in page.data["columns"]] == ["name", "status", "density_fraction", "branches"]
+    assert page.data["rows"][1] == ["eye/000001.jpg", "done", 0.007, 1, 2]
+    assert "Without any value, and left out: camera, width_px." in page.words
+    assert "left out" not in write(tmp_path / "b.html", lambda: made(3)).words
 
 
 def test_an_earlier_report_stays_when_a_new_one_cannot_be_made(tmp_path: Path) -> None:
@@ -364,6 +383,61 @@ def test_axes_name_the_unit_and_the_count(tmp_path: Path) -> None:
     assert drawing is not None
     assert ">px</text>" in drawing[0]
     assert ">photographs</text>" in drawing[0]
+
+
+def labels(drawing: str) -> list[str]:
+    return re.findall(r'v4"/><text[^>]*>([^<]*)</text>', drawing)
+
+
+def drawn(values: Iterable[float]) -> str:
+    return figure(Column("x", "px", "x"), *filled(np.array(list(values), np.float64)))
+
+
+def test_values_that_differ_little_are_told_apart() -> None:
+    page = drawn(3262.13 + 0.001 * i for i in range(-14, 15))
+    assert "mean 3262.13, SD 0.008515, range 3262.116 to 3262.144" in page
+    assert len(set(labels(page))) == len(labels(page)) >= 2
+    assert labels(drawn([0.62 + 1e-6 * i for i in range(30)]))[:2] == ["0.62000", "0.62001"]
+    bins = re.findall(r"<title>(.*?) to below (.*?):", page)
+    assert all(low != high for low, high in bins)
+
+
+def test_whole_numbers_stand_below_their_bars() -> None:
+    page = drawn([0] * 90 + [1] * 10)
+    assert labels(page) == ["0", "1"]
+    bars = [float(x) + float(w) / 2 for x, w in re.findall(r'class="bin" x="([\d.]+)" y="12" width="([\d.]+)"', page)]
+    ticks = [float(x) for x in re.findall(r'<path d="M([\d.]+) \d+v4"/>', page)]
+    assert ticks == pytest.approx(bars, abs=0.2)
+
+
+@pytest.mark.parametrize(("count", "highest"), [(9, "10"), (90_000, "100k"), (99_000, "100k"), (900_000, "1M")])
+def test_large_counts_are_short(count: int, highest: str) -> None:
+    page = drawn([0] * count + [1])
+    assert re.findall(r'text-anchor="end">([^<]*)</text>', page)[-1] == highest
+
+
+@given(
+    st.floats(-1e9, 1e9) | st.integers(-300, 300),
+    st.floats(1e-6, 1e9) | st.integers(1, 10**6),
+    st.integers(2, 50),
+)
+def test_labels_of_any_axis_are_apart_and_inside(low: float, spread: float, count: int) -> None:
+    values = low + spread * np.linspace(0, 1, count)
+    assume(values[-1] - values[0] > 1e-6 * max(abs(values)))
+    numbers, histogram = filled(values)
+    ticks = report_histograms._ticks(histogram.edges, numbers.whole)
+    assert len(ticks) >= 1
+    assert len({label for _, _, label in ticks}) == len(ticks)
+    halves = [len(label) * 3.9 for _, _, label in ticks]  # a digit is at most 7.8 px wide in common fonts
+    assert ticks[0][1] >= halves[0]
+    assert ticks[-1][1] <= 330 - halves[-1]
+    for (_, one, _), (_, other, _), a, b in zip(ticks, ticks[1:], halves, halves[1:], strict=False):
+        assert other - one > a + b
+    for place, _, label in ticks:  # a label says where it stands
+        scale = (histogram.edges[-1] - histogram.edges[0]) / (330 - 14 - 68)
+        at = histogram.edges[0] + (place - 68) * scale
+        step = histogram.edges[1] - histogram.edges[0]
+        assert abs(float(label) - at) <= 0.51 * step + abs(at) * 1e-5
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
@@ -564,6 +638,44 @@ def test_a_hundred_thousand_rows_open_in_seconds(browser: Any, tmp_path: Path) -
     assert browser.get_log("browser") == []
     assert "file" in (schemes := requests(browser))
     assert schemes <= {"file", "data"}
+
+
+AXES: dict[str, Callable[[int], float]] = {
+    "row_px": lambda i: 1161 + i % 15,
+    "diameter_px": lambda i: 3262.13 + 0.001 * math.sin(i),
+    "share": lambda i: 0.62 + 1e-5 * math.sin(i),
+    "length_px": lambda i: 25_000 + 12_000 * math.sin(i),
+    "flag": lambda i: float(i % 50 == 0),
+    "odd": lambda i: 1e12 + 1e7 * math.sin(i),
+    "small": lambda i: 1e-9 * math.sin(i),
+    "tortuosity": lambda i: 1e6 if i == 7 else 1 + 0.1 * (i % 7),
+}
+
+
+@pytest.mark.parametrize("width", [1400, 500])
+def test_labels_of_histograms_are_whole_and_apart(browser: Any, tmp_path: Path, width: int) -> None:
+    columns = (*COLUMNS[:2], *(Column(name, "px", "A measurement.") for name in AXES))
+    rows = [{"name": f"{i}", "status": "done", **{name: f(i) for name, f in AXES.items()}} for i in range(1500)]
+    write_report(tmp_path / "report.html", "Run", [], {}, lambda: rows, columns, tuple, lambda name: None)
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        opened(browser, tmp_path / "report.html")
+        found = browser.execute_script("""return [...document.querySelectorAll("figure svg")].map((svg) => [svg, ...
+            svg.querySelectorAll("text")].map((part) => { const box = part.getBoundingClientRect();
+            return [part.textContent, box.left, box.top, box.right, box.bottom]; }))""")
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert len(found) == len(AXES)
+    for (_, left, top, right, bottom), *texts in found:
+        assert len(texts) > 4
+        for text, x, y, end, low in texts:
+            assert left - 0.5 <= x <= end <= right + 0.5, text
+            assert top - 2 <= y <= low <= bottom + 2, text
+        for one, other in combinations(texts, 2):
+            beside = one[3] <= other[1] or other[3] <= one[1]
+            # Boxes hold the line height, of which digits need about half.
+            assert beside or one[4] <= other[2] + 5 or other[4] <= one[2] + 5, (one, other)
 
 
 def test_a_narrow_window_has_no_sideways_scrolling(browser: Any, hundred: Path) -> None:

@@ -88,12 +88,14 @@ COLUMNS = (
         "",
         "Branches of the skeleton, each from one branch point or free end to the next, that are at least 1/100 of the "
         "field-of-view diameter long.",
+        int,
     ),
     Column(
         "branch_point_count",
         "",
         "Points in which three or more of the counted branches meet; points joined by shorter branches are one, so a "
         "crossing of two vessels mostly counts once.",
+        int,
     ),
     Column(
         "tortuosity",

@@ -19,15 +19,17 @@ COLUMNS = (
         "",
         "Values of the DICOM elements that `--identifiers` names, joined by `|`; empty where none was asked for or the "
         "file is not DICOM.",
+        str,
     ),
-    Column("format", "", "What the content of the file is: JPEG, PNG, TIFF, BMP, GIF, PPM or DICOM."),
-    Column("camera_maker", "", "EXIF Make, or DICOM Manufacturer (0008,0070)."),
-    Column("camera_model", "", "EXIF Model, or DICOM ManufacturerModelName (0008,1090)."),
+    Column("format", "", "What the content of the file is: JPEG, PNG, TIFF, BMP, GIF, PPM or DICOM.", str),
+    Column("camera_maker", "", "EXIF Make, or DICOM Manufacturer (0008,0070).", str),
+    Column("camera_model", "", "EXIF Model, or DICOM ManufacturerModelName (0008,1090).", str),
     Column(
         "laterality",
         "",
         "R or L from DICOM ImageLaterality (0020,0062) and Laterality (0020,0060); empty where both are absent, say "
         "both eyes or contradict each other.",
+        str,
     ),
     Column(
         "row_spacing_mm",
@@ -36,8 +38,8 @@ COLUMNS = (
         "(0028,0030): the nominal value of the camera.",
     ),
     Column("column_spacing_mm", "mm", "The same distance, between a pixel and the one beside it."),
-    Column("bits", "", "Bits per channel: DICOM BitsStored (0028,0101); else 8, or 16 for anything deeper."),
-    Column("frames", "", "Frames in the file; 1 for anything but multi-frame DICOM."),
+    Column("bits", "", "Bits per channel: DICOM BitsStored (0028,0101); else 8, or 16 for anything deeper.", int),
+    Column("frames", "", "Frames in the file; 1 for anything but multi-frame DICOM.", int),
 )
 
 _FORMATS = (

@@ -13,7 +13,7 @@ from hashlib import sha256
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,7 @@ def write_report(
     errors: Callable[[], Iterable[Row]],
     thumbnail: Callable[[str], bytes | None],
     notices: Sequence[str] = (),
+    missing: int = 0,
 ) -> None:
     """Write the page. Memory does not grow with the number of rows.
 
@@ -52,27 +53,37 @@ def write_report(
     "failed"). Of more than ROWS rows, as many evenly spaced ones are in the table, and the page says so; histograms are
     over all rows. errors: keys name, stage, type, message, remedy; the first FAILURES are listed, all are counted.
     thumbnail: the JPEG of a photograph by name, a few hundred pixels wide, or None; asked for every done row, and of
-    more than THUMBNAILS as many evenly spaced ones are shown.
+    more than THUMBNAILS as many evenly spaced ones are shown. missing: photographs not done yet, which have no row.
     """
-    total, done, failed, numbers = _survey(rows(), columns)
+    found = _survey(rows(), columns)
+    total, numbers = found.rows, found.numbers
+    filled = [column for column in columns if column.name in found.filled or not total]
     histograms = {name: Histogram(values) for name, values in numbers.items() if values.varies}
-    kept, pictures = _collect(rows(), columns, total, histograms, thumbnail)
+    kept, pictures = _collect(rows(), filled, total, histograms, thumbnail)
     listed, kinds = _failures(errors())
     data = {
-        "columns": [{**column._asdict(), "numeric": column.name in numbers} for column in columns],
+        "columns": [
+            {
+                "name": column.name,
+                "unit": column.unit,
+                "definition": column.definition,
+                "numeric": column.name in numbers,
+            }
+            for column in filled
+        ],
         "rows": kept,
         "thumbnails": [row for row, _ in pictures],
         "errors": listed,
     }
     parts = {
         "title": markup(title),
-        "banner": _banner(total, done, failed),
+        "banner": _banner(found.photographs + missing, found.failed, missing),
         "notices": "\n".join(f'<p class="notice">{markup(notice)}</p>' for notice in notices),
         "summary": "".join(f"<div><dt>{markup(label)}</dt><dd>{markup(value)}</dd></div>" for label, value in summary),
         "failures": _failures_html(len(listed), kinds),
-        "pictures": _pictures_html(len(pictures), done),
+        "pictures": _pictures_html(len(pictures), found.done),
         "histograms": _histograms_html(columns, numbers, histograms, total),
-        "sample": _sample_html(len(kept), total),
+        "sample": _sample_html(len(kept), total) + _unfilled_html(columns, filled),
         "columns": _definitions(
             (column.name, f"{column.definition}\nUnit: {column.unit}" if column.unit else column.definition)
             for column in columns
@@ -105,20 +116,37 @@ def _finite(chunk: Sequence[Row], name: str) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
-def _survey(rows: Iterable[Row], columns: Sequence[Column]) -> tuple[int, int, int, dict[str, Numbers]]:
-    """First pass: how many rows, done ones and failed ones; and what the columns that hold only numbers hold."""
-    total = done = failed = 0
-    numbers = {column.name: Numbers() for column in columns}
+class _Survey(NamedTuple):
+    """What the first pass finds. done: rows. failed: files, each of which has one row. filled: columns with a value."""
+
+    rows: int
+    done: int
+    photographs: int
+    failed: int
+    filled: frozenset[str]
+    numbers: dict[str, Numbers]
+
+
+def _survey(rows: Iterable[Row], columns: Sequence[Column]) -> _Survey:
+    """First pass: how many rows, done ones, files; and what the columns that hold only numbers hold."""
+    counts: Counter[str] = Counter()
+    numbers, filled = {column.name: Numbers() for column in columns}, {columns[0].name, "status"}
+    last = None
     for chunk in _chunks(rows):
-        total += len(chunk)
-        done += sum(row["status"] == "done" for row in chunk)
-        failed += sum(row["status"] == "failed" for row in chunk)
+        counts["rows"] += len(chunk)
+        for row in chunk:
+            counts[str(row["status"])] += 1
+            counts["photographs"] += row["name"] != last  # frames of a file follow each other
+            last = row["name"]
+        filled |= {c.name for c in columns if any(row.get(c.name) not in (None, "") for row in chunk)}
         for name in list(numbers):
             if any(isinstance(value := row.get(name), str) and value for row in chunk):
                 del numbers[name]
             else:
                 numbers[name].add(_finite(chunk, name))
-    return total, done, failed, {name: values for name, values in numbers.items() if values.count}
+    measured = {name: values for name, values in numbers.items() if values.count}
+    total, done, photographs, failed = (counts[key] for key in ("rows", "done", "photographs", "failed"))
+    return _Survey(total, done, photographs, failed, frozenset(filled), measured)
 
 
 def _collect(
@@ -207,13 +235,15 @@ def _policy(template: str) -> str:
     )
 
 
-def _banner(total: int, done: int, failed: int) -> str:
+def _banner(listed: int, failed: int, missing: int) -> str:
+    done = listed - failed - missing
     if failed:
+        left = f"Not done yet: {missing:,}. " if missing else ""
         link = '<a href="#failures">Which and why</a>'
-        return f'<p class="banner bad">{failed:,} of {total:,} photographs failed. {link}</p>'
-    if done < total or not total:
-        return f'<p class="banner notice">{done:,} of {total:,} photographs are done.</p>'
-    return f'<p class="banner good">All {total:,} photographs are done.</p>'
+        return f'<p class="banner bad">{failed:,} of {listed:,} photographs failed. {left}{link}</p>'
+    if missing or not listed:
+        return f'<p class="banner notice">{done:,} of {listed:,} photographs are done.</p>'
+    return f'<p class="banner good">All {listed:,} photographs are done.</p>'
 
 
 def _failures_html(listed: int, kinds: Counter[tuple[str, str]]) -> str:
@@ -243,6 +273,11 @@ def _sample_html(kept: int, total: int) -> str:
         f'<p class="notice">The table holds {kept:,} of the {total:,} rows, evenly spaced in the order of results.csv, '
         "which holds all. Sorting and filtering act on the rows of the table. Counts and histograms are over all.</p>"
     )
+
+
+def _unfilled_html(columns: Sequence[Column], filled: Sequence[Column]) -> str:
+    empty = [column.name for column in columns if column not in filled]
+    return f'<p class="soft">Without any value, and left out: {markup(", ".join(empty))}.</p>' if empty else ""
 
 
 def _histograms_html(

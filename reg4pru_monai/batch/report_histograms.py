@@ -1,6 +1,7 @@
 """Numbers of a column in constant memory, and histograms of them as inline SVG for report.html."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -93,36 +94,87 @@ def _round_values(low: float, high: float, number: int, least: float = 0) -> np.
     return values[np.searchsorted(values, low, "right") - 1 : np.searchsorted(values, high, "right") + 1]
 
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 330, 196, 68, 14, 8, 42
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 330, 202, 68, 14, 12, 44
+_CHARACTER, _GAP = 8.0, 6.0  # px: of a digit in a wide font, and between two labels
 
 
-def brief(number: float) -> str:
-    """Four significant digits, without an exponent below 1e15."""
-    return f"{number:.0f}" if 1e4 <= abs(number) < 1e15 else f"{number:.4g}"
+def brief(number: float, spread: float = 0.0) -> str:
+    """Four significant digits, more where the values in a spread would look alike, without an exponent below 1e15."""
+    digits = 4
+    if spread > 0 and number:
+        digits = min(max(4, math.floor(math.log10(abs(number))) - math.floor(math.log10(spread)) + 2), 15)
+    return f"{number:.0f}" if 10**digits <= abs(number) < 1e15 else f"{number:.{digits}g}"
+
+
+def _label(value: float, step: float) -> str:
+    """A multiple of step with the decimals that tell it from the next one."""
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    if decimals > 7 or abs(value) >= 1e9:
+        digits = math.floor(math.log10(max(abs(value), step))) - math.floor(math.log10(step) + 1e-9) + 1
+        return f"{value:.{min(max(digits, 1), 15)}g}"
+    return f"{value:.{decimals}f}"
+
+
+def _ticks(edges: np.ndarray, whole: bool) -> list[tuple[float, float, str]]:
+    """Of the horizontal axis: place of the tick (px), middle of its label (px), label. Labels never overlap.
+
+    whole: the values are whole numbers; then a bin of one value is labelled below its middle.
+    """
+    first, last = float(edges[0]), float(edges[-1])
+    scale = (_WIDTH - _RIGHT - _LEFT) / (last - first)
+    shift = 0.5 if whole and math.isclose(edges[1] - edges[0], 1) else 0.0
+    found: list[tuple[float, float, str]] = []
+    for number in (6, 5, 4, 3, 2):
+        values = _round_values(first, last, number, least=1 if whole else 0)
+        step = values[1] - values[0]
+        found = [_tick(v, step, _LEFT + (v + shift - first) * scale) for v in values if first <= v <= last - 2 * shift]
+        apart = all(b[1] - a[1] >= (_width(a[2]) + _width(b[2])) / 2 + _GAP for a, b in pairwise(found))
+        if len(found) > 1 and apart:
+            return found
+    ends = ((edge, _LEFT + (edge + shift - first) * scale) for edge in (first, last - 2 * shift))
+    return found if len(found) == 1 else [_tick(edge, float(edges[1] - edges[0]), place) for edge, place in ends]
+
+
+def _tick(value: float, step: float, place: float) -> tuple[float, float, str]:
+    label = _label(value, step)
+    half = _width(label) / 2
+    return place, min(max(place, half), _WIDTH - half), label  # the label stays in the picture
+
+
+def _width(label: str) -> float:
+    return _CHARACTER * len(label)
+
+
+def _count(value: float, highest: float) -> str:
+    """A number of photographs, short enough for the vertical axis."""
+    if highest < 1e5:
+        return f"{value:,.0f}"
+    return f"{value / 1e6:g}M" if highest >= 1e6 else f"{value / 1e3:g}k"
 
 
 def figure(column: Column, numbers: Numbers, histogram: Histogram) -> str:
     """A histogram with its axes as inline SVG, and the numbers that describe it."""
     name, unit = markup(column.name), markup("no unit" if column.unit in ("", "1") else column.unit)
     spread = f", SD {brief(numbers.deviation)}" if numbers.count > 1 else ""
-    extent = f"range {brief(numbers.low)} to {brief(numbers.high)}"
-    told = f"n = {numbers.count:,}, mean {brief(numbers.mean)}{spread}, {extent}"
+    low, mean, high = (brief(value, numbers.high - numbers.low) for value in (numbers.low, numbers.mean, numbers.high))
+    told = f"n = {numbers.count:,}, mean {mean}{spread}, range {low} to {high}"
     first, last = (float(histogram.edges[end]) for end in (0, -1))
+    step = float(histogram.edges[1]) - first
     outside = "".join(
         f'<button type="button" class="link" data-column="{name}" data-{side}="{edge!r}">{count:,} {words}</button> '
         for count, words, side, edge in (
-            (histogram.below, f"below {first:g}", "below", first),
-            (histogram.above, f"from {last:g}", "from", last),
+            (histogram.below, f"below {_label(first, step)}", "below", first),
+            (histogram.above, f"from {_label(last, step)}", "from", last),
         )
         if count
     )
     return (
-        f'<figure><h3 title="{markup(column.definition)}">{name}</h3>{_svg(name, unit, told, histogram)}'
+        f'<figure><h3 title="{markup(column.definition)}">{name}</h3>{_svg(name, unit, told, histogram, numbers.whole)}'
         f'<figcaption class="soft">{told}{f"<br>Not drawn: {outside}" if outside else ""}</figcaption></figure>'
     )
 
 
-def _svg(name: str, unit: str, told: str, histogram: Histogram) -> str:
+def _svg(name: str, unit: str, told: str, histogram: Histogram, whole: bool) -> str:
     """name, unit, told: already escaped."""
     edges, counts = histogram.edges, histogram.counts
     levels = _round_values(0, float(counts.max()), 4, least=1)
@@ -133,25 +185,23 @@ def _svg(name: str, unit: str, told: str, histogram: Histogram) -> str:
         f'<rect class="bar" x="{x:.1f}" y="{bottom - height:.1f}" width="{max(end - x - 1, 1):.1f}" '
         f'height="{height:.1f}"/><rect class="bin" x="{x:.1f}" y="{_TOP}" width="{end - x:.1f}" '
         f'height="{bottom - _TOP}" data-column="{name}" data-from="{low!r}" data-below="{high!r}">'
-        f"<title>{low:g} to below {high:g}: {count:,}</title></rect>"
+        f"<title>{_label(low, high - low)} to below {_label(high, high - low)}: {count:,}</title></rect>"
         for x, end, height, low, high, count in zip(
             xs, xs[1:], heights, edges.tolist(), edges[1:].tolist(), counts, strict=False
         )
         if count
     )
-    ticks = [v for v in _round_values(float(edges[0]), float(edges[-1]), 5) if edges[0] <= v <= edges[-1]]
-    places = [_LEFT + (v - edges[0]) / (edges[-1] - edges[0]) * (right - _LEFT) for v in ticks]
     below = "".join(
-        f'<path d="M{x:.1f} {bottom}v4"/><text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{v:g}</text>'
-        for v, x in zip(ticks, places, strict=True)
+        f'<path d="M{x:.1f} {bottom}v4"/><text x="{middle:.1f}" y="{bottom + 18}" text-anchor="middle">{label}</text>'
+        for x, middle, label in _ticks(edges, whole)
     )
     left = "".join(
-        f'<path d="M{_LEFT} {y:.1f}H{right}"/><text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{v:,.0f}</text>'
-        for v, y in ((v, bottom - v / levels[-1] * (bottom - _TOP)) for v in levels)
+        f'<path d="M{_LEFT} {y:.1f}H{right}"/><text x="{_LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
+        for label, y in ((_count(v, levels[-1]), bottom - v / levels[-1] * (bottom - _TOP)) for v in levels)
     )
     middle = (_TOP + bottom) / 2
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Histogram of {name}: {told}">{left}{below}{bars}'
         f'<text x="{(_LEFT + right) / 2}" y="{_HEIGHT - 6}" text-anchor="middle">{unit}</text>'
-        f'<text transform="translate(11 {middle}) rotate(-90)" text-anchor="middle">photographs</text></svg>'
+        f'<text transform="translate(15 {middle}) rotate(-90)" text-anchor="middle">photographs</text></svg>'
     )

@@ -1,21 +1,23 @@
 """Tables and report of everything in an output folder, whichever run or shard made it."""
 
 import platform
-from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from .inputs import Listing
+from .failures import naming
+from .inputs import Listing, counted
 from .journal import Record, locked, read_journals
 from .report import write_report
 from .rows import COLUMNS
 from .settings import Settings
-from .status import present_records
+from .status import present_records, read_status
 from .tables import errors, rows, write_tables
 from .work import thumbnail_path
+
+_READABLE = str.maketrans({"T": " ", "Z": " UTC"})  # of 2030-01-31T12:00:00Z
 
 
 def versions() -> dict[str, str]:
@@ -29,22 +31,29 @@ def versions() -> dict[str, str]:
 
 
 def write_reports(output: Path, listing: Listing, settings: Settings, parquet: bool) -> None:
-    """Write them. Raises OSError."""
-    with locked(output, "reports", wait=True):  # so that the last shard to finish sees all
+    """Write them. Raises WriteError."""
+    # One at a time, so that the last shard to finish sees all.
+    with naming(output), locked(output, "reports", wait=True):
         records = present_records(output, settings.digest, listing.root)
         runs = [{**run.header, "end": run.end} for run, _ in read_journals(output)]
-        counts = Counter(record.status for record in records)
+        status = read_status(output, records)  # so that report, run.json and `reg4pru status` say the same
         run = {
             "settings": settings.to_dict(),
             "settings_digest": settings.digest,
             "root": listing.root,
-            "counts": {"listed": len(listing.items), "done": counts["done"], "failed": counts["failed"]},
+            "counts": {
+                "listed": status.listed,
+                "done": status.done,
+                "failed": len(status.failures),
+                "missing": len(status.missing),
+            },
             "ignored": listing.ignored,
             "notices": listing.notices,
             "runs": runs,
         }
         write_tables(output, records, run, parquet)
-        _write_report(output, records, run)
+        with naming(output / "report.html"):
+            _write_report(output, records, run)
 
 
 def _write_report(output: Path, records: Sequence[Record], run: dict[str, Any]) -> None:
@@ -59,13 +68,15 @@ def _write_report(output: Path, records: Sequence[Record], run: dict[str, Any]) 
         ("Photographs", f"{counts['listed']:,}"),
         ("Done", f"{counts['done']:,}"),
         ("Failed", f"{counts['failed']:,}"),
-        ("Not done yet", f"{max(counts['listed'] - counts['done'] - counts['failed'], 0):,}"),
-        ("Computing time, all runs", f"{spent:,.0f} s"),
+        ("Not done yet", f"{counts['missing']:,}"),
+        ("Computing time, all runs", duration(spent)),
         ("Photographs per second", f"{finished / spent:.2f}" if spent else ""),
-        ("Last run began", runs[-1]["started"]),
+        ("Last run began", runs[-1]["started"].translate(_READABLE)),
         ("Device", runs[-1]["device"]),
         ("Weights", run["settings"]["weights"][:16]),
     ]
+    ignored = [f"files of other kinds were ignored: {counted(run['ignored'])}"] if run["ignored"] else []
+    notices = [*run["notices"], *ignored]
     settings = {**run["settings"], "versions": runs[-1]["versions"], "root": run["root"]}
     write_report(
         output / "report.html",
@@ -76,5 +87,15 @@ def _write_report(output: Path, records: Sequence[Record], run: dict[str, Any]) 
         COLUMNS,
         lambda: ({"name": row["path"], **row} for row in errors(records)),
         thumbnail,
-        run["notices"],
+        notices,
+        missing=counts["missing"],
     )
+
+
+def duration(seconds: float) -> str:
+    """Two units at most, e.g. 3 h 12 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -6,12 +6,12 @@ from .photograph import COLUMNS as PHOTOGRAPHED
 from .quality import COLUMNS as QUALITY
 
 COLUMNS = (
-    Column("path", "", "The file, relative to the root folder in run.json."),
-    Column("status", "", "done, or failed: then errors.csv says why, and the other columns are empty."),
-    Column("frame", "", "Which frame of the file, from 1; more than 1 only in multi-frame DICOM."),
-    Column("sha256", "", "SHA-256 of the file."),
-    Column("height_px", "px", "Rows of the photograph, upright."),
-    Column("width_px", "px", "Columns of the photograph, upright."),
+    Column("path", "", "The file, relative to the root folder in run.json.", str),
+    Column("status", "", "done, or failed: then errors.csv says why, and the other columns are empty.", str),
+    Column("frame", "", "Which frame of the file, from 1; more than 1 only in multi-frame DICOM.", int),
+    Column("sha256", "", "SHA-256 of the file.", str),
+    Column("height_px", "px", "Rows of the photograph, upright.", int),
+    Column("width_px", "px", "Columns of the photograph, upright.", int),
     *PHOTOGRAPHED,
     Column("fov_center_row_px", "px", "Row of the centre of the field of view."),
     Column("fov_center_column_px", "px", "Column of the centre of the field of view."),
@@ -21,7 +21,7 @@ COLUMNS = (
         "Diameter of the disc of the field of view; where no disc was found, the diagonal of the frame.",
     ),
     Column("fov_confidence", "", "Overlap (IoU) of that disc with the bright region, 0 to 1."),
-    Column("fov_full_frame", "", "1 where no disc was found and the whole frame was taken, else 0."),
+    Column("fov_full_frame", "", "1 where no disc was found and the whole frame was taken, else 0.", int),
     *QUALITY,
     *MEASURED,
     Column(

@@ -48,15 +48,19 @@ def save_listing(output: Path, names: Sequence[str]) -> None:
         beside.write_bytes(gzip.compress(json.dumps(list(names)).encode(), 1))
 
 
-def read_status(output: Path) -> Status:
-    """Read the journals of an output folder. Raises SettingsError where it is none."""
+def read_status(output: Path, found: Sequence[Record] | None = None) -> Status:
+    """Read the journals of an output folder. Raises SettingsError where it is none.
+
+    found: what :func:`present_records` gave, for who has asked it already.
+    """
     known = read_claim(output)
     shards = {
         run.header["shard"]: _shard(output, run, Counter(record.status for record in records))
         for run, records in read_journals(output)
         if run.header.get("settings") == known.digest
     }
-    found = present_records(output, known.digest, known.root)
+    if found is None:
+        found = present_records(output, known.digest, known.root)
     failures = [record for record in found if record.status == "failed"]
     names = {record.name for record in found}
     return Status(

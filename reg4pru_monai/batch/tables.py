@@ -3,12 +3,15 @@
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..files import replacing
 from .columns import Column
 from .failures import COLUMNS as ERROR_COLUMNS
+from .failures import naming
 from .journal import Record
 from .rows import COLUMNS
 
@@ -28,41 +31,78 @@ def errors(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
 
 
 def write_tables(output: Path, records: Sequence[Record], run: Mapping[str, Any], parquet: bool = False) -> None:
-    """Write the tables of all records, each complete or not at all. Raises OSError."""
+    """Write the tables of all records, each complete or not at all. Raises WriteError."""
     _write_csv(output / "results.csv", COLUMNS, rows(records))
     _write_csv(output / "errors.csv", ERROR_COLUMNS, errors(records))
     if parquet:
         _write_parquet(output / "results.parquet", rows(records))
-    with replacing(output / "run.json") as beside:
+    with _beside(output / "run.json") as beside:
         beside.write_text(json.dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    with naming(path), replacing(path) as beside:
+        yield beside
 
 
 def _write_csv(path: Path, columns: Sequence[Column], content: Iterable[Mapping[str, Any]]) -> None:
     """UTF-8; bytes of a file name that are none appear as backslash escapes."""
     with (
-        replacing(path) as beside,
+        _beside(path) as beside,
         open(beside, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.DictWriter(file, [column.name for column in columns])
         writer.writeheader()
         for row in content:
-            writer.writerow({key: _text(value) for key, value in row.items()})
+            writer.writerow({key: _cell(value) for key, value in row.items()})
 
 
-def _text(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) else value
+def _cell(value: Any) -> Any:
+    """A number in six digits; text with an apostrophe in front where a spreadsheet would run it as a formula.
+
+    Text that begins with an apostrophe gets one too, so that taking one away always gives the text.
+    """
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def _write_parquet(path: Path, content: Iterable[Mapping[str, Any]]) -> None:
+# OWASP, "CSV Injection"; the last four are the wide forms of the first, which some spreadsheets take as well.
+_FORMULA = tuple("=+-@\t\r\n'\uff1d\uff0b\uff0d\uff20")
+
+
+def _write_parquet(path: Path, content: Iterator[dict[str, Any]]) -> None:
+    from pyarrow import Table
+    from pyarrow.parquet import ParquetWriter
+
+    schema = _schema()
+    with _beside(path) as beside, ParquetWriter(beside, schema, compression="zstd") as writer:
+        while chunk := list(islice(content, _ROWS)):
+            values = [{column.name: _typed(row[column.name], column.kind) for column in COLUMNS} for row in chunk]
+            writer.write_table(Table.from_pylist(values, schema))
+
+
+_ROWS = 65_536  # rows of a Parquet file that are held at a time
+
+
+def _schema() -> Any:
+    """The same whatever a table holds, so that tables of several runs can be joined."""
     import pyarrow
-    from pyarrow import parquet
 
-    table = pyarrow.Table.from_pylist([{key: _parquet(value) for key, value in row.items()} for row in content])
-    with replacing(path) as beside:
-        parquet.write_table(table, beside, compression="zstd")
+    kinds = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+    # Without this note pandas makes floats of whole numbers where one is missing.
+    whole = [
+        {"name": c.name, "field_name": c.name, "pandas_type": "int64", "numpy_type": "Int64", "metadata": None}
+        for c in COLUMNS
+        if c.kind is int
+    ]
+    note = {"index_columns": [], "column_indexes": [], "columns": whole, "pandas_version": "2.0.0"}
+    fields = [pyarrow.field(column.name, kinds[column.kind]) for column in COLUMNS]
+    return pyarrow.schema(fields, metadata={"pandas": json.dumps(note)})
 
 
-def _parquet(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    return float(value) if isinstance(value, int | float) else value
+def _typed(value: Any, kind: type[str | int | float]) -> Any:
+    if value is None or value == "":
+        return None
+    return str(value).encode("utf-8", "backslashreplace").decode() if kind is str else kind(value)

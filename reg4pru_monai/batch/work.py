@@ -191,10 +191,10 @@ class Work:
         return Result(pixels, probability, mask, spacing), row
 
     def _written(self, file: Prepared, frame: Frame, result: Result) -> dict[str, int]:
-        name = file.item.name if len(file.frames) == 1 else f"{file.item.name}/{frame.photograph.frame}"
         if file.item.name in self.thumbnails and frame is file.frames[0]:
             write_thumbnail(thumbnail_path(self.output, file.item.name), result)
-        return write_outputs(self.output, name, self.settings.outputs, result)
+        number = frame.photograph.frame if len(file.frames) > 1 else None
+        return write_outputs(self.output, file.item.name, number, self.settings.outputs, result)
 
     def _segmentation(self, file: Prepared, source: bytes, masks: list[Any]) -> dict[str, int]:
         path = output_path(self.output, SEGMENTATIONS, file.item.name, ".dcm")

@@ -85,12 +85,17 @@ WRITERS = {
 }
 
 
-def write_outputs(output: Path, name: str, outputs: tuple[str, ...], result: Result) -> dict[str, int]:
-    """Write the outputs of a frame. Returns their sizes in bytes, by path in the output folder. Raises OSError."""
+def write_outputs(
+    output: Path, name: str, frame: int | None, outputs: tuple[str, ...], result: Result
+) -> dict[str, int]:
+    """Write the outputs of a photograph. Returns their sizes in bytes, by path in the output folder. Raises OSError.
+
+    frame: which one of its file, None where the file holds no other.
+    """
     written = []
     for key in outputs:
         if key in WRITERS:
-            path = output_path(output, WRITERS[key].folder, name, WRITERS[key].suffix)
+            path = output_path(output, WRITERS[key].folder, name, WRITERS[key].suffix, frame)
             WRITERS[key].write(path, result)
             written.append(path)
     return sizes(output, written)
