@@ -23,7 +23,7 @@ from reg4pru_monai.batch import Summary, engine, work
 from reg4pru_monai.batch.engine import LocalEngine
 from reg4pru_monai.batch.failures import DeviceError, StageError, WriteError
 from reg4pru_monai.batch.inputs import InputError
-from reg4pru_monai.batch.journal import LockedError, locked
+from reg4pru_monai.batch.locks import LockedError, locked
 from reg4pru_monai.batch.names import OutputError
 from reg4pru_monai.batch.reports import duration
 from reg4pru_monai.batch.rows import COLUMNS

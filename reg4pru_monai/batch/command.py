@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ..inference import CHECKPOINT, Pipeline, load_pipeline
 from .failures import DeviceError, WriteError
 from .inputs import InputError
-from .journal import LockedError
+from .locks import LockedError
 from .progress import Display
 from .segment import segment_photographs
 from .settings import SettingsError, settings_of

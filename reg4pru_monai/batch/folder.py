@@ -8,7 +8,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..files import is_leftover
-from .journal import STATE, locked
+from .journal import STATE
+from .locks import locked
 from .names import OutputError
 from .settings import is_claimed
 from .writers import SEGMENTATIONS, WRITERS

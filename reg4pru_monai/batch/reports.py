@@ -9,7 +9,8 @@ from typing import Any
 from .. import __version__
 from .failures import naming
 from .inputs import Listing, counted
-from .journal import Record, locked, read_journals
+from .journal import Record, read_journals
+from .locks import locked
 from .report import write_report
 from .rows import COLUMNS
 from .settings import Settings

@@ -24,7 +24,8 @@ from .engine import LocalEngine, Profile
 from .failures import WriteError
 from .folder import check_output, put_aside, sweep
 from .inputs import Item, Listing, counted, list_inputs, shard
-from .journal import Journal, Record, check_other_shards, lock_name, locked
+from .journal import Journal, Record
+from .locks import check_other_shards, lock_name, locked
 from .measurements import warm_up
 from .reports import versions, write_reports
 from .settings import Settings, SettingsError, check_claim, claim, is_claimed, read_claim, set_root

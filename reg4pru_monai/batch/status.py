@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files import replacing
-from .journal import STATE, Record, Run, is_locked, latest_records, lock_name, read_journals
+from .journal import STATE, Record, Run, latest_records, read_journals
+from .locks import is_locked, lock_name
 from .settings import read_claim
 
 
