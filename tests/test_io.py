@@ -405,3 +405,13 @@ def test_real_photographs_and_masks(real_data: Path) -> None:
     mask = read_mask(real_data / "HRF/masks/01_dr.tif")
     assert mask.shape == (2336, 3504)
     assert 0.03 < mask.mean() < 0.2
+
+
+def test_memory_that_runs_out_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: object) -> None:
+        raise MemoryError
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr("reg4pru_monai.fundus.io._upright", decode)
+    with pytest.raises(MemoryError):
+        read_image(tmp_path / "a.png")

@@ -124,6 +124,8 @@ def without_values(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except Refused as refused:
         raise FundusReadError(path, str(refused)) from None
+    except MemoryError:  # may suffice another time
+        raise MemoryError("not enough memory to decode the photographs") from None
     except Exception as error:  # pydicom and decoders raise anything on damaged files
         raise FundusReadError(
             path,

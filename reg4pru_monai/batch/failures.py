@@ -94,13 +94,11 @@ def _halves(error: BaseException) -> tuple[str, str]:
         return message, tail
     if not isinstance(error, FundusReadError):
         return str(error) or repr(error), ""
-    if error.reason.startswith(f"{_UNDECODED}: "):  # the rest quotes a decoder, and its semicolons are not ours
-        return error.reason, ""
     message, _, tail = error.reason.rpartition("; ")
     return (message, tail) if message else (tail, "")
 
 
-_UNDECODED = "cannot be decoded, it may be truncated or damaged"
+_UNDECODED = "cannot be decoded: it is truncated or damaged"
 _GONE = (
     "Look whether it was moved or its disk or network share is gone; if it is a link, whether it leads anywhere. Then "
     "run again."
@@ -113,7 +111,6 @@ _LESS_MEMORY = "Give --batch-size 1, fewer --workers or a smaller --max-pixels, 
 _READING = tuple(
     (re.compile(pattern), text)
     for pattern, text in (
-        ("MemoryError", _LESS_MEMORY),
         ("^is empty", "Copy or download it again: its content never arrived."),
         ("^no such file", _GONE),
         ("^cannot be opened: (Permission|Operation not)", _FORBIDDEN),
@@ -134,6 +131,7 @@ _READING = tuple(
         ("^has another number of", "Export it again, uncompressed."),
         ("^is DICOM, which needs pydicom", f"Install pydicom: {INSTALL}"),
         (f"^{_UNDECODED}", _DAMAGED),
+        ("^has [0-9]+ MiB, more", "A photograph is seldom so large; if it is one, give a larger --max-pixels."),
     )
 )
 _SIZE = re.compile(r"^has (?:(\d+) frames \S+ of )?(\d+) x (\d+) pixels, more than (?:(\d+) times )?max_pixels")

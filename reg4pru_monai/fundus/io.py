@@ -80,7 +80,7 @@ def decode_image(data: bytes, path: str | os.PathLike[str], *, max_pixels: int =
     """:func:`read_image` of what :func:`read_bytes` returned; ``path`` is for the error messages."""
     try:
         pixels = _decode_tiff(data, path, max_pixels) if data[:4] in _TIFF_MAGIC else _decode(data, path, max_pixels)
-    except FundusReadError:
+    except (FundusReadError, MemoryError):  # memory may suffice another time
         raise
     except _Refused as refused:
         raise FundusReadError(path, str(refused)) from None
