@@ -87,7 +87,7 @@ def decode_image(data: bytes, path: str | os.PathLike[str], *, max_pixels: int =
     except DamagedJpeg as error:
         raise FundusReadError(
             path, f"cannot be decoded: it is truncated or damaged ({error}); copy or export it again"
-        ) from error
+        ) from None  # users should read this one
     except Exception as error:  # decoders of damaged files raise anything: struct, zlib, index, syntax errors …
         raise FundusReadError(
             path,
