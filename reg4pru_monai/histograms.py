@@ -98,6 +98,20 @@ def reduce_histogram(histogram: torch.Tensor, bins: int) -> torch.Tensor:
     return histogram.reshape(*histogram.shape[:-1], bins, -1).sum(-1)
 
 
+def lowest_scores(index: np.ndarray, bins: int = DEFAULT_BINS) -> np.ndarray:
+    """The lowest score (K,) float32 that ``score_bins`` puts into each of the given bins (K,) or a higher one.
+
+    By bisection over the bits of float32, which ascend with the number, from 0 to 1.
+    """
+    wanted = torch.as_tensor(np.asarray(index))
+    low, high = torch.zeros_like(wanted, dtype=torch.int32), torch.full_like(wanted, 0x3F800000, dtype=torch.int32)
+    while bool((low < high).any()):
+        middle = (low + high) // 2
+        enough = score_bins(middle.view(torch.float32), bins) >= wanted
+        low, high = torch.where(enough, low, middle + 1).int(), torch.where(enough, middle, high).int()
+    return low.view(torch.float32).numpy()
+
+
 # --- ranking metrics from histograms ----------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from .histograms import (
     Array,
     average_precision_from_histogram,
     checked_scores,
+    lowest_scores,
     plain,
     precision_recall_from_histogram,
     ratio,
@@ -77,7 +78,7 @@ def compute_accuracy(confusion: np.ndarray) -> np.ndarray:
     return ratio(confusion[..., 0] + confusion[..., 3], np.sum(confusion, -1))
 
 
-def _skeleton(mask: np.ndarray) -> np.ndarray:
+def skeleton_of(mask: np.ndarray) -> np.ndarray:
     """One-pixel skeleton (H, W) bool; computed on the bounding box, with a border so that edges thin like the rest."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     skeleton = np.zeros_like(mask)
@@ -95,7 +96,7 @@ def compute_skeleton_counts(prediction: Array, label: Array, fov: Array | None =
     plane = plain(prediction).shape[-2:]
     inside = scored_pixels(label, fov, plain(prediction).shape).cpu().numpy().reshape(plane)
     predicted, vessel = ((plain(a) > 0).cpu().numpy().reshape(plane) & inside for a in (prediction, label))
-    thin_predicted, thin_vessel = _skeleton(predicted), _skeleton(vessel)
+    thin_predicted, thin_vessel = skeleton_of(predicted), skeleton_of(vessel)
     parts = (thin_predicted & vessel, thin_predicted, thin_vessel & predicted, thin_vessel)
     return np.array([part.sum() for part in parts], dtype=np.int64)
 
@@ -153,6 +154,18 @@ def bootstrap_interval(
         return float("nan"), float("nan")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def histogram_interval(
+    statistic: Statistic, pooled: np.ndarray, stored: np.ndarray, **options: Any
+) -> tuple[float, float]:
+    """``bootstrap_interval`` of a share from histograms (I, 2, bins), whose bins are wider than those of ``pooled``.
+
+    Moved by what the wider bins change in the value of all images, and kept in [0, 1].
+    """
+    low, high = bootstrap_interval(stored, statistic, **options)
+    shift = float(statistic(pooled) - statistic(stored.sum(0)))
+    return float(np.clip(low + shift, 0, 1)), float(np.clip(high + shift, 0, 1))
 
 
 def _resample(rows: np.ndarray, statistic: Statistic, n: int, seed: int) -> np.ndarray:
@@ -215,7 +228,7 @@ class VesselMetrics:
     def update(
         self, probability: Array, label: Array, fov: Array, name: str | None = None, group: Hashable | None = None
     ) -> dict[str, Any]:
-        """Add one image and return its row.
+        """Add one image and return its row: name, pixels and vessel_pixels inside the FOV, and each metric there.
 
         probability: (1, H, W) in [0, 1]; label: (1, H, W), > 0 vessel; fov: (1, H, W), > 0 inside.
         group: images that belong together in the bootstrap (both eyes of a subject); by default each its own.
@@ -255,17 +268,17 @@ class VesselMetrics:
         self._frame_counts[1] += compute_skeleton_counts(predicted, label) if beyond else counts
         return _apply(FROM_SKELETON, counts)
 
-    def per_image(self) -> list[dict[str, Any]]:
-        """One row per image: name, pixels and vessel_pixels inside the FOV, and each metric inside the FOV."""
-        return [dict(row) for row in self._rows]
+    def operating_points(self, points: int = 1000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Thresholds, and pooled precision and recall inside the FOV; (K,) float64 each, recall ascending, K <= points.
 
-    def curve(self, points: int = 1000) -> tuple[np.ndarray, np.ndarray]:
-        """Pooled precision and recall inside the FOV, (K,) float64 each, recall ascending, K <= points."""
+        A score of at least the threshold is vessel.
+        """
         precision, recall = precision_recall_from_histogram(self._inside[0], self._inside[1])
         if not self._inside[0].any():
-            return np.empty(0), np.empty(0)
+            return np.empty(0), np.empty(0), np.empty(0)
         chosen = np.unique(np.searchsorted(recall, np.linspace(recall[0], 1, points)).clip(max=len(recall) - 1))
-        return precision[chosen], recall[chosen]
+        occupied = np.flatnonzero(np.asarray(self._inside).any(0))[::-1]
+        return lowest_scores(occupied[chosen]), precision[chosen], recall[chosen]
 
     def summary(self) -> dict[str, float]:
         """Flat dictionary: ``ap`` … pooled in the FOV, ``full_frame/…``, ``per_image/…`` means, ``…_low``, ``…_high``.
@@ -295,9 +308,8 @@ class VesselMetrics:
         bounds: dict[str, tuple[float, float]] = {}
         pooled, histograms = _occupied(self._inside), _occupied(np.stack(self._stored["histogram"]))
         for key, statistic in FROM_HISTOGRAM.items():
-            low, high = self._interval(histograms, statistic)
-            shift = float(statistic(pooled) - statistic(histograms.sum(0)))  # the stored bins are wider
-            bounds[key] = min(low + shift, 1.0), min(high + shift, 1.0)
+            options = {"n": self.bootstrap, "seed": self.seed, "groups": self._groups}
+            bounds[key] = histogram_interval(statistic, pooled, histograms, **options)
         for table, rows in ((FROM_CONFUSION, "confusion"), (FROM_SKELETON, "skeleton")):
             if self._stored[rows]:
                 bounds |= {key: self._interval(np.stack(self._stored[rows]), table[key]) for key in table}

@@ -65,6 +65,31 @@ def save_curves(
         figure.savefig(beside, dpi=120)
 
 
+def save_reliability(path: str | Path, calibrations: Mapping[str, np.ndarray]) -> None:
+    """Plot the share of vessel pixels over the mean probability of each bin, and below how many pixels there are.
+
+    calibrations: name -> (bins, 3) as of ``mask_metrics.compute_calibration_bins``.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no display, no global state
+
+    from .mask_metrics import compute_ece
+
+    figure = Figure(figsize=(5, 6.5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot((0, 1), (0, 1), color="grey", linestyle="--", linewidth=1, label="calibrated")
+    for number, (name, bins) in enumerate(calibrations.items()):
+        used, error = bins[bins[:, 0] > 0], float(compute_ece(bins))
+        label, colour = f"{name}, ECE {error:.3f}", f"C{number}"
+        dashes, marker = ("-", "o") if number == 0 else ("--", "x")  # so that equal curves both show
+        above.plot(used[:, 1] / used[:, 0], used[:, 2] / used[:, 0], dashes, marker=marker, label=label, color=colour)
+        below.stairs(bins[:, 0], np.linspace(0, 1, len(bins) + 1), color=colour, linestyle=dashes)
+    above.set(xlim=(0, 1), ylim=(0, 1), ylabel="Share of vessel pixels", title="Pixels in the field of view")
+    above.legend(loc="upper left")
+    below.set(yscale="log", ylabel="Pixels", xlabel="Predicted probability of vessel")
+    below.minorticks_off()  # they take longest to draw
+    figure.savefig(path, dpi=120)
+
+
 class Measured(NamedTuple):
     """A point of accuracy against speed. keep: keep rate, or None. low, high: interval of the speed-up."""
 

@@ -131,6 +131,65 @@ def test_hrf_groups_are_different_people(tmp_path) -> None:
     assert {entry["name"] for entry in datalist(tmp_path, "test")} == {n for n in HRF if int(n[:2]) > 5}
 
 
+@pytest.mark.parametrize("writer", [write_chase, write_chase_flat])
+def test_masks_of_a_second_observer_belong_to_their_image(tmp_path, writer) -> None:
+    writer(tmp_path)
+    found = {s.name: s.second_observer.name for s in find_samples(tmp_path).samples if s.second_observer}
+    names = CHASE if writer is write_chase_flat else CHASE[:3]
+    assert found == {name: f"{name}_2ndHO.png" for name in names}
+
+
+def test_of_two_masks_of_a_second_observer_that_of_the_own_folder_is_taken(tmp_path) -> None:
+    for number in range(8):  # as the order of a set changes with its names
+        root = tmp_path / f"copy{number}"
+        write_chase(root)
+        write(root, f"masks_2nd_observer/{CHASE[0]}_2ndHO.png")
+        (sample,) = (s for s in find_samples(root).samples if s.name == CHASE[0])
+        assert sample.second_observer.parent.name == "masks_2nd_observer"
+
+
+def test_photographs_without_masks_have_no_second_observer(tmp_path) -> None:
+    write(tmp_path, "eye.png", "eye_manual2.png")
+    samples = find_samples(tmp_path, require_labels=False).samples
+    assert {sample.second_observer for sample in samples} == {None}
+
+
+def test_a_second_observer_may_have_a_folder(tmp_path) -> None:
+    write_chase(tmp_path)
+    for file in (tmp_path / "masks").glob("*_2ndHO.png"):
+        file.unlink()
+    write(tmp_path, f"masks_2nd_observer/{CHASE[0]}_2ndHO.png")
+    write_drive(tmp_path / "drive")
+    (test,) = datalist(tmp_path / "drive", "test")
+    key = Path(test["image"]).stem[:2]
+    write(tmp_path / "drive", f"test/2nd_manual/{key}_manual2.gif")
+    (sample,) = (s for s in find_samples(tmp_path).samples if s.second_observer)
+    assert (sample.name, sample.second_observer.parent.name) == (CHASE[0], "masks_2nd_observer")
+    (test,) = datalist(tmp_path / "drive", "test")
+    assert Path(test["second_observer"]).name == f"{key}_manual2.gif"
+    assert {entry["second_observer"] for entry in datalist(tmp_path / "drive", "train")} == {""}
+
+
+def test_groups_are_told_by_names(tmp_path) -> None:
+    write_hrf(tmp_path / "HRF")
+    write_fives(tmp_path / "FIVES")
+    write_plain(tmp_path / "plain")
+    names = {"h": "healthy", "dr": "diabetic_retinopathy", "g": "glaucoma"}
+    groups = {entry["name"]: entry["group"] for entry in datalist(tmp_path / "HRF", "test")}
+    assert groups == {name: names[name[3:]] for name in HRF if int(name[:2]) > 5}
+    fives = {entry["name"]: entry["group"] for entry in datalist(tmp_path / "FIVES", "test")}
+    assert fives == {"test_1_D": "diabetic_retinopathy", "test_2_G": "glaucoma"}
+    assert {entry["group"] for entry in datalist(tmp_path / "plain", "test")} == {""}
+
+
+def test_a_digest_follows_a_file_that_changes(tmp_path) -> None:
+    write_plain(tmp_path)
+    before = digest(tmp_path)
+    assert digest(tmp_path) == before
+    (tmp_path / "images" / "eye0.jpg").write_bytes(b"something else")
+    assert digest(tmp_path) != before
+
+
 def test_fives_names_that_occur_in_both_parts(tmp_path) -> None:
     write_fives(tmp_path)
     assert {entry["name"] for entry in datalist(tmp_path, "test")} == {"test_1_D", "test_2_G"}

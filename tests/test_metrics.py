@@ -17,7 +17,7 @@ from skimage.morphology import skeletonize
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from reg4pru_monai import metrics as m
-from reg4pru_monai.histograms import score_bins
+from reg4pru_monai.histograms import lowest_scores, score_bins
 
 PIXELS = 50_000
 Image = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -215,7 +215,7 @@ def test_skeleton_of_the_bounding_box_is_that_of_the_frame() -> None:
     for _ in range(5):
         mask = np.zeros((60, 80), bool)
         mask[11:49, 7:62] = np.kron(rng.random((19, 11)) < 0.5, np.ones((2, 5), bool))
-        np.testing.assert_array_equal(m._skeleton(mask), skeletonize(mask))
+        np.testing.assert_array_equal(m.skeleton_of(mask), skeletonize(mask))
 
 
 def test_cldice_is_cut_to_the_field_of_view() -> None:
@@ -326,7 +326,7 @@ def test_summary_against_scikit_learn() -> None:
     )
     own = [average_precision_score(y[f].numpy(), p[f].numpy()) for p, y, f in images]
     assert summary["per_image/ap"] == pytest.approx(np.mean(own), abs=1e-4)
-    assert [row["ap"] for row in metrics.per_image()] == pytest.approx(own, abs=1e-4)
+    assert [row["ap"] for row in metrics._rows] == pytest.approx(own, abs=1e-4)
 
 
 def test_summary_names_and_intervals() -> None:
@@ -388,9 +388,34 @@ def test_an_image_without_vessels_counts_only_where_it_is_defined() -> None:
     assert after["specificity"] > before["specificity"]
 
 
+def test_an_operating_point_is_what_its_threshold_gives() -> None:
+    rng = np.random.default_rng(5)
+    scores, label = rng.random(4000, dtype=np.float32), rng.random(4000) < 0.2
+    scores[:50], scores[50:100] = 0.0, 1.0
+    found = m.VesselMetrics(bootstrap=0)
+    found.update(scores[None, None], label[None, None], np.ones((1, 1, 4000)))
+    points = list(zip(*found.operating_points(40), strict=True))
+    assert len(points) > 20
+    for threshold, precision, recall in points:
+        called = scores >= threshold
+        assert precision == (called & label).sum() / called.sum()
+        assert recall == (called & label).sum() / label.sum()
+    assert np.all(np.diff([threshold for threshold, *_ in points]) < 0)
+
+
+@given(st.floats(0, 1, width=32), st.sampled_from([2**6, 2**15, 2**20]))
+def test_the_lowest_score_of_a_bin_is_in_it_and_the_one_below_is_not(score: float, bins: int) -> None:
+    index = int(score_bins(torch.tensor([score]), bins)[0])
+    (lowest,) = lowest_scores(np.array([index]), bins)
+    assert 0 <= lowest <= np.float32(score)
+    assert int(score_bins(torch.tensor([lowest]), bins)[0]) == index
+    below = torch.nextafter(torch.tensor([lowest]), torch.tensor([0.0]))
+    assert lowest == 0 or int(score_bins(below, bins)[0]) < index
+
+
 def test_curve_runs_from_the_first_bin_to_full_recall() -> None:
     metrics, _ = _filled(2)
-    precision, recall = metrics.curve(points=50)
+    _, precision, recall = metrics.operating_points(points=50)
     assert len(precision) == len(recall) <= 50
     assert (np.diff(recall) > 0).all()
     assert recall[-1] == 1
@@ -398,7 +423,7 @@ def test_curve_runs_from_the_first_bin_to_full_recall() -> None:
     assert area == pytest.approx(metrics.summary()["ap"], abs=0.02)
     empty = m.VesselMetrics()
     empty.update(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2), torch.ones(1, 2, 2))
-    assert [len(part) for part in empty.curve()] == [0, 0]
+    assert [len(part) for part in empty.operating_points()] == [0, 0, 0]
 
 
 def test_errors_name_the_image() -> None:
@@ -409,7 +434,7 @@ def test_errors_name_the_image() -> None:
         metrics.update(torch.full((1, 4, 4), 3.0), label, fov)
     with pytest.raises(ValueError, match="image 0: prediction, label and fov must have one shape"):
         metrics.update(torch.zeros(1, 4, 5), label, fov)
-    assert metrics.per_image() == []
+    assert metrics._rows == []
 
 
 def test_meta_tensors_and_numpy_give_the_same() -> None:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -29,11 +30,19 @@ DatasetDir: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]
 def datalist(
     dataset_dir: DatasetDir, part: str, validation_fraction: float = 0.2, seed: int = 0
 ) -> list[dict[str, str]]:
-    """One part of a data set as MONAI wants it: dicts of image, label, name, subject. Raises DatasetError."""
+    """One part of a data set as MONAI wants it: a dict of text for each image. Raises DatasetError.
+
+    image, label, name, subject; group and second_observer (the path of a mask), empty where the data set has none.
+    """
     dataset = find_samples(dataset_dir)
     samples = split(dataset, part, validation_fraction, seed)
     check_complete(dataset, samples)
-    return [{"image": str(s.image), "label": str(s.label), "name": s.name, "subject": s.subject} for s in samples]
+    return [_entry(sample) for sample in samples]
+
+
+def _entry(s: Sample) -> dict[str, str]:
+    own = {"image": str(s.image), "label": str(s.label), "name": s.name, "subject": s.subject, "group": s.group}
+    return own | {"second_observer": str(s.second_observer or "")}
 
 
 def find_samples(dataset_dir: DatasetDir, require_labels: bool = True) -> Dataset:
@@ -107,7 +116,8 @@ def digest(source: DatasetDir | Dataset | Iterable[Sample]) -> str:
             samples = list(find_samples([os.fspath(i) for i in items if not isinstance(i, Sample)]).samples)
     total = hashlib.sha256()
     for sample in sorted(samples, key=lambda s: s.name):
-        parts = [sample.name, _file_digest(sample.image), _file_digest(sample.label) if sample.label else ""]
+        files = [_content(path) if path else "" for path in (sample.image, sample.label)]
+        parts = [sample.name, *files]
         total.update("\0".join(parts).encode() + b"\n")
     return total.hexdigest()
 
@@ -151,7 +161,14 @@ def _joined(found: Sequence[Dataset]) -> Dataset:
     )
 
 
-def _file_digest(path: Path) -> str:
+def _content(path: Path) -> str:
+    """Digest of a file, read once as long as it does not change: a run asks for a whole data set and for its parts."""
+    status = path.stat()
+    return _file_digest(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _file_digest(path: Path, size: int, changed: int) -> str:
     total = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -12,8 +12,8 @@ from .io import IMAGE_SUFFIXES
 logger = logging.getLogger(__name__)
 
 # stem of a mask: what it is the mask of, then a word that says it is one
-_LABEL = re.compile(r"(?P<key>.+)[._-](?:mask|manual1?|1stho|vessels?|labels?|gt|segmentation|ah)", re.IGNORECASE)
-_SECOND_OBSERVER = re.compile(r".+[._-](?:2ndho|manual2|vk)", re.IGNORECASE)
+LABEL_NAME = re.compile(r"(?P<key>.+)[._-](?:mask|manual1?|1stho|vessels?|labels?|gt|segmentation|ah)", re.IGNORECASE)
+SECOND_OBSERVER_NAME = re.compile(r"(?P<key>.+)[._-](?:2ndho|manual2|vk)", re.IGNORECASE)
 
 
 class DatasetError(ValueError):
@@ -25,6 +25,7 @@ class Sample:
     """One photograph. label: its vessel mask, or None. subject: the eyes of one person share it.
 
     name: of files made from it, unique in the data set. part: train or test, validation where a file states it.
+    group: healthy, or a disease, where the data set tells. second_observer: the mask that another observer drew.
     """
 
     image: Path
@@ -33,6 +34,8 @@ class Sample:
     name: str
     part: str = "train"
     dataset: str = ""
+    group: str = ""
+    second_observer: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,15 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder of images and the folder of their masks, relative to the data set. part: where the folder decides it."""
+    """A folder of images and the folder of their masks, relative to the data set. part: where the folder decides it.
+
+    second: folder of the masks of a second observer where they have their own; not every image need have one.
+    """
 
     images: str
     labels: str
     part: str | None = None
+    second: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Layout:
 
     places: alternatives, each a tuple of places used together. image: pattern of an image's stem; its group `key`
     is what the mask is named after (`label` shows how). subject: stem -> subject. is_test: subject -> bool, the
-    official split where no folder states it; None: no official split.
+    official split where no folder states it; None: no official split. groups: the pattern's group `group` -> its name.
     """
 
     name: str
@@ -73,6 +80,12 @@ class Layout:
     label: str
     subject: Callable[[str], str] = str
     is_test: Callable[[str], bool] | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+    def group(self, stem: str) -> str:
+        """Healthy, or the disease, that the name of an image tells; empty where it tells nothing."""
+        match = re.fullmatch(self.image, stem) if self.groups else None
+        return self.groups[match["group"]] if match else ""
 
     def key(self, stem: str) -> str | None:
         """What the mask of the image with this stem is named after; None: not an image of this data set."""
@@ -95,14 +108,21 @@ LAYOUTS: tuple[Layout, ...] = (
             ),
             (Place("Original", "Ground truth"),),
         ),
-        image=r"(?P<key>\d+_[ADGN])",
+        image=r"(?P<key>\d+_(?P<group>[ADGN]))",
         label="{key}.png",
+        groups={
+            **{"A": "age_related_macular_degeneration", "D": "diabetic_retinopathy"},
+            **{"G": "glaucoma", "N": "healthy"},
+        },
     ),
     Layout(
         name="DRIVE",
         places=(
-            (Place("training/images", "training/1st_manual", "train"), Place("test/images", "test/1st_manual", "test")),
-            (Place("images", "1st_manual"),),
+            (
+                Place("training/images", "training/1st_manual", "train"),
+                Place("test/images", "test/1st_manual", "test", "test/2nd_manual"),
+            ),
+            (Place("images", "1st_manual", second="2nd_manual"),),
         ),
         image=r"(?P<key>\d\d)_(?:training|test)",
         label="{key}_manual1.gif",
@@ -112,9 +132,9 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         name="STARE",
         places=(
-            (Place("stare-images", "labels-ah"),),
-            (Place("images", "labels-ah"),),
-            (Place(".", "labels-ah"),),
+            (Place("stare-images", "labels-ah", second="labels-vk"),),
+            (Place("images", "labels-ah", second="labels-vk"),),
+            (Place(".", "labels-ah", second="labels-vk"),),
             (Place(".", "."),),
         ),
         image=r"(?P<key>im\d{4})",
@@ -123,13 +143,14 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         name="HRF",
         places=((Place("images", "manual1"),), (Place("images", "masks"),)),
-        image=r"(?P<key>\d\d_(?:h|dr|g))",
+        image=r"(?P<key>\d\d_(?P<group>h|dr|g))",
         label="{key}.tif",
         is_test=lambda subject: int(subject[:2]) > 5,
+        groups={"h": "healthy", "dr": "diabetic_retinopathy", "g": "glaucoma"},
     ),
     Layout(
         name="CHASE_DB1",
-        places=((Place("images", "masks"),), (Place(".", "."),)),
+        places=((Place("images", "masks", second="masks_2nd_observer"),), (Place(".", "."),)),
         image=r"(?P<key>Image_\d\d[LR])",
         label="{key}_1stHO.png",
         subject=lambda stem: stem[len("Image_") : -1],
@@ -170,7 +191,9 @@ def _images_of(root: Path, place: Place) -> list[Path]:
     """Files where a layout has its images; those that are masks of a folder shared by both are left out."""
     shared = place.images == place.labels
     files = _image_files(_subfolder(root, place.images))
-    return [f for f in files if not (shared and (_LABEL.fullmatch(f.stem) or _SECOND_OBSERVER.fullmatch(f.stem)))]
+    return [
+        f for f in files if not (shared and (LABEL_NAME.fullmatch(f.stem) or SECOND_OBSERVER_NAME.fullmatch(f.stem)))
+    ]
 
 
 def _labels_of(root: Path, place: Place) -> list[Path]:
@@ -178,8 +201,16 @@ def _labels_of(root: Path, place: Place) -> list[Path]:
     if not place.labels:
         return []
     shared = place.images == place.labels
-    files = [f for f in _image_files(_subfolder(root, place.labels)) if not _SECOND_OBSERVER.fullmatch(f.stem)]
-    return [f for f in files if _LABEL.fullmatch(f.stem)] if shared else files
+    files = [f for f in _image_files(_subfolder(root, place.labels)) if not SECOND_OBSERVER_NAME.fullmatch(f.stem)]
+    return [f for f in files if LABEL_NAME.fullmatch(f.stem)] if shared else files
+
+
+def _second_observer(root: Path, place: Place) -> dict[str, Path]:
+    """Masks of a second observer, by what they are masks of; they may lie among those of the first."""
+    names = dict.fromkeys(name for name in (place.labels, place.second) if name)  # of two masks, that of its own folder
+    files = [file for name in names for file in _image_files(_subfolder(root, name))]
+    matches = {file: SECOND_OBSERVER_NAME.fullmatch(file.stem) for file in files}
+    return {match["key"]: file for file, match in matches.items() if match}
 
 
 def collect(root: Path, layout: Layout, places: tuple[Place, ...]) -> Dataset:
@@ -195,8 +226,11 @@ def collect(root: Path, layout: Layout, places: tuple[Place, ...]) -> Dataset:
         images = _by_key(files, layout)
         labels, spare = _pair(images, _labels_of(root, place))
         orphans += spare
+        second = _second_observer(root, place)
         for key, file in images.items():
-            samples.append(Sample(file, labels.get(key), layout.subject(file.stem), file.stem, place.part or "", name))
+            stem, part = file.stem, place.part or ""
+            own = (layout.group(stem), second.get(key))
+            samples.append(Sample(file, labels.get(key), layout.subject(stem), stem, part, name, *own))
             if key not in labels:
                 missing[file] = f"{file} (mask expected: {root / place.labels / layout.label.format(key=key)})"
     if orphans:
@@ -222,7 +256,7 @@ def _pair(images: Mapping[str, Path], files: Iterable[Path]) -> tuple[dict[str, 
     labels: dict[str, Path] = {}
     orphans = []
     for file in files:
-        match = _LABEL.fullmatch(file.stem)
+        match = LABEL_NAME.fullmatch(file.stem)
         key = file.stem if file.stem in images or not match else match["key"]
         if key not in images:
             orphans.append(file)
