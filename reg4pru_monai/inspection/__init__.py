@@ -1,0 +1,1 @@
+"""What a network does on one photograph, in pictures."""
