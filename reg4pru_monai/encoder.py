@@ -125,6 +125,7 @@ class Encoder(nn.Module):
                     after = decision.after
                 if i == self.reactivate:
                     pool = inside
+                    store = store._replace(weight=None) if self.policy.unmask else store
                 route = _routed(pool, noise, window, i, prefix.shape[1])
                 active = self._enter(store, prefix, route, grid, visible)
             active = active._replace(x=block(active.x, active.rope, active.weight, active.visible))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .blocks import Block, PatchEmbedding, grid_positions
 from .decoder import EomtDecoder, SkipDecoder
 from .encoder import Encoded, Encoder
-from .policies import Policy, Step, Trace, build_policy
+from .policies import Policy, Soft, Step, Trace, build_policy
 from .presets import KEEP_RATE, PRESETS, Preset, query_blocks, reactivation, stage_plan
 from .tokens import Route, Tokens, route_mask
 
@@ -145,6 +145,13 @@ class Segmenter(nn.Module):
     def with_keep_rate(self, keep_rate: float | Sequence[float]) -> "Segmenter":
         """A network that shares all weights with this one and keeps another share of tokens at every stage."""
         return self.with_policy(self.encoder.policy.with_keep_rate(keep_rate))
+
+    def with_soft_pruning(self, above: float | None = None, noise: bool = False, unmask: bool = False) -> "Segmenter":
+        """A network that shares all weights with this one and masks what this one removes; see Soft for the arguments.
+
+        Between its output and that of the pruned network lies what stale tokens do.
+        """
+        return self.with_policy(Soft(self.encoder.policy, above, noise, unmask).train(self.training))
 
     def dense(self) -> "Segmenter":
         """A network that shares all weights with this one and prunes nothing."""

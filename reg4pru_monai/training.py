@@ -3,7 +3,7 @@
 import logging
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ class TrainingState:
     """A MONAI handler that keeps everything a training needs to go on; attach it behind the ValidationHandler.
 
     Written after every epoch into ``directory``: ``last.pt``, the complete state, and ``best.pt``, the average weights
-    with the highest validation AP so far.
+    with the highest validation AP so far; after the epochs ``keep_epochs`` also ``epoch_0008.pt``, the average weights.
 
     validator: the evaluator of the average weights, with "ap" as its key metric. val_interval: epochs between
     validations; the last epoch is always validated. configuration: plain values that a resumed training must share.
@@ -201,6 +201,7 @@ class TrainingState:
         val_interval: int,
         configuration: Mapping[str, Any],
         write: bool = True,
+        keep_epochs: Sequence[int] = (),
     ):
         if val_interval < 1:
             raise ValueError(f"val_interval must be at least 1, got {val_interval}")
@@ -209,6 +210,7 @@ class TrainingState:
         self.val_interval = val_interval
         self.configuration = dict(configuration)
         self.write = write
+        self.keep_epochs = frozenset(keep_epochs)
         self.best_ap = -1.0
         self.run_id: str | None = None
         self.metrics: dict[str, float] = {}
@@ -247,8 +249,14 @@ class TrainingState:
             scores = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
             loss = self.metrics["train/loss"]
             logger.info("epoch %d of %d: loss %.3f, validation %s", state.epoch, state.max_epochs, loss, scores)
+        if self.write and state.epoch in self.keep_epochs:
+            save_checkpoint(kept_checkpoint(self.directory, state.epoch), self._averaged())
         if self.write:
             save_checkpoint(self.last, self._complete())
+
+    def _averaged(self) -> dict[str, Any]:
+        network = self.trainer.average.module.state_dict()
+        return {"network": network, "epoch": self.trainer.state.epoch, "configuration": self.configuration}
 
     def _complete(self) -> dict[str, Any]:
         trainer = self.trainer
@@ -270,8 +278,7 @@ class TrainingState:
             return
         self.best_ap = ap
         if self.write:
-            state = {"network": self.trainer.average.module.state_dict(), "epoch": self.trainer.state.epoch}
-            save_checkpoint(self.best, {**state, "validation_ap": ap, "configuration": self.configuration})
+            save_checkpoint(self.best, {**self._averaged(), "validation_ap": ap})
 
     def resume(self) -> None:
         """Continue from ``last.pt``. Raises CheckpointError where it is absent or of another configuration."""
@@ -304,6 +311,11 @@ class TrainingState:
         schedule.load_state_dict({**saved["schedule"], "lr_lambdas": lambdas, "base_lrs": rates})
         for group, own, factor in zip(optimizer.param_groups, given, schedule.lr_lambdas, strict=True):
             group.update(own, lr=own["initial_lr"] * factor(schedule.last_epoch))
+
+
+def kept_checkpoint(directory: str | Path, epoch: int) -> Path:
+    """Where the average weights after an epoch of ``keep_epochs`` lie."""
+    return Path(directory) / f"epoch_{epoch:04d}.pt"
 
 
 def progress_bar(engine: Any) -> tqdm:

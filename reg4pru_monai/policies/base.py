@@ -124,7 +124,10 @@ class Policy(nn.Module):
     ramp: share of the training over which the budget falls from all tokens to its target.
     keep_range: lowest and highest keep rate. Every training step draws one between them, uniformly, for all its stages:
     one network then serves every budget. None: the stages' own rates.
+    unmask: whether soft weights end at the reactivation block, as removal does.
     """
+
+    unmask = False
 
     def __init__(
         self, stages: Sequence[Stage] = (), ramp: float = 0.0, keep_range: Sequence[float] | None = None

@@ -33,13 +33,13 @@ class Random(Policy):
         if self.training:
             score = torch.rand(batch, count, device=tokens.x.device)
         else:
-            score = _hashed(tokens.pos.expand(batch, -1, -1), self.seed * 64 + stage)
+            score = hashed(tokens.pos.expand(batch, -1, -1), self.seed * 64 + stage)
         valid = tokens.weight if tokens.weight is None else tokens.weight > 0
         route = route_top(score, valid, self.rate(stage, step), others)
         return Decision(None, route, None, score, kept(route, count))
 
 
-def _hashed(pos: Tensor, salt: int) -> Tensor:
+def hashed(pos: Tensor, salt: int) -> Tensor:
     """A number in [0, 1) for every position and salt, without any pattern in space. pos: (B, P, 2). Returns (B, P).
 
     The multiply and shift rounds of MurmurHash3's finalizer, on 32 bits.
