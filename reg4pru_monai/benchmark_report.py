@@ -175,6 +175,8 @@ def _published_lines() -> list[str]:
 
 def check_folder(folder: Path) -> None:
     """Make a folder and write into it, so that a long run does not end in an OSError."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; give a folder to write into")
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder):
         pass

@@ -1,28 +1,31 @@
 """What the bundle's configuration files call: where the bundle is, checks before work starts, and the run itself."""
 
-import difflib
-import inspect
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 import yaml
-from monai.bundle import ConfigComponent, ConfigParser
+from monai.bundle import ConfigParser
 from monai.bundle.workflows import ConfigWorkflow
-from monai.utils import optional_import, set_determinism
+from monai.utils import set_determinism
 
+from .after_training import AfterTraining
+from .configuration import check_configuration, training_digests
+from .environment import SystemMetrics, frozen_packages
 from .evaluation import Evaluation, check_labels
-from .fundus.datasets import datalist, digest
+from .fundus.datasets import datalist, digest, find_samples, split
+from .fundus.splits import PARTS
+from .results import UNFINISHED, description, headline, table
 from .runtime import EXPECTED, ConfigurationError, root_cause
 from .segmenter import Segmenter, build_segmenter
-from .tracking import SilentTracker, Tracker, TrackingHandler, environment_tags, terminate_as_interrupt
+from .tracking import OFF, SilentTracker, Tracker, TrackingHandler, environment_tags, terminate_as_interrupt
 from .training import TrainingState, VesselTrainer, progress_bar
 from .weights import load_backbone, load_network
 
@@ -75,45 +78,15 @@ def resolved_configuration() -> dict[str, Any]:
 def check_keys(name: str) -> None:
     """Raise ConfigurationError for an override that no component reads, with the nearest key that exists.
 
-    name: the configuration file of the bundle that lists all keys, such as "train.yaml".
+    Outside a workflow nothing is checked. name: the configuration file of the bundle that lists all keys, such as
+    "train.yaml".
     """
-    merged = configuration()
-    if not merged:
+    workflow = calling_workflow()
+    if workflow is None:
         return
-    steps: dict[str, Any] = {"initialize": None, "run": None, "finalize": None}  # MONAI's own
-    known = steps | ConfigParser.load_config_file(str(Path(root()) / "configs" / name))
-    for path in _unknown(merged, known):
-        parent = known
-        for part in path[:-1]:
-            parent = parent[part]
-        there = sorted({*map(str, parent), *_parameters(parent.get("_target_"))})
-        close = difflib.get_close_matches(path[-1], there, n=1, cutoff=0.4)
-        hint = f"did you mean {'::'.join([*path[:-1], close[0]])!r}?" if close else f"see {name} for those that exist"
-        raise ConfigurationError(f"unknown key {'::'.join(path)!r}: {hint}")
-
-
-def _unknown(given: Mapping[str, Any], known: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[list[str]]:
-    """Paths of keys that are in neither the file nor the signature of the component they were given to."""
-    for key, value in given.items():
-        if key not in known:
-            if not (key.startswith("_") or key in _parameters(known.get("_target_"))):
-                yield [*above, key]
-        elif isinstance(value, Mapping) and isinstance(there := known[key], Mapping) and there:
-            same = value.get("_target_") == there.get("_target_")
-            yield from _unknown(value, there, (*above, key)) if same else ()
-
-
-def _parameters(target: Any) -> set[str]:
-    """Argument names of a component named as MONAI does, those of its base classes too; empty where it is none."""
-    if not isinstance(target, str):
-        return set()
-    module, _, name = ConfigComponent({"_target_": target}).resolve_module_name().rpartition(".")
-    component, found = optional_import(module, name=name)
-    if not found:
-        return set()
-    parts = inspect.getmro(component)[:-1] if inspect.isclass(component) else (component,)
-    parameters = [parameter for part in parts for parameter in inspect.signature(part).parameters.values()]
-    return {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    known = ConfigParser.load_config_file(str(Path(root()) / "configs" / name))
+    asked = [each["id"].split("::")[0] for each in (workflow.properties or {}).values()]  # as attributes, by MONAI
+    check_configuration(configuration(), known, name, [workflow.init_id, workflow.run_id, workflow.final_id, *asked])
 
 
 def flag(name: str, value: Any) -> bool:
@@ -233,10 +206,11 @@ def train(
     evaluation: Evaluation,
     settings: Mapping[str, Any],
     resume: bool | str = False,
+    after: AfterTraining | None = None,
 ) -> dict[str, float]:
     """Train, then evaluate the best weights, and track both in one run that is always closed.
 
-    settings: experiment, run_name, tracking_uri, store_dir, parameters. Returns the metrics of the evaluation.
+    settings: of `Tracker.start`, parameters among them. Returns the metrics of the evaluation.
     """
     if flag("resume", resume):
         state.resume()
@@ -246,69 +220,58 @@ def train(
         )
     with terminate_as_interrupt(), _tracker(evaluation.output_dir, settings, state.run_id) as tracker:
         state.run_id = tracker.run_id
-        TrackingHandler(tracker, lambda _: state.metrics).attach(trainer)
         if trainer.state.epoch < trainer.state.max_epochs:
-            with progress_bar(trainer) if is_main_process() else nullcontext():
-                trainer.run()
+            _run(trainer, state, tracker)
         if not is_main_process():
             return {}
-        return evaluate(evaluation, load_network(trainer.segmenter, state.best), tracker)
+        network = load_network(trainer.segmenter, state.best)
+        result = evaluate(evaluation, network, tracker, "test", settings["parameters"])
+        tracker.log_artifact(state.best, "checkpoints")
+        if after:
+            after.run(tracker, state.best, evaluation.device)
+        return result
+
+
+def _run(trainer: VesselTrainer, state: TrainingState, tracker: Tracker) -> None:
+    """Train, with the load of the machine beside the metrics of each epoch where MLflow is used."""
+    with ExitStack() as stack:
+        load = stack.enter_context(SystemMetrics()) if tracker.tracking_uri != OFF else None
+        TrackingHandler(tracker, lambda _: {**state.metrics, **(load.means() if load else {})}).attach(trainer)
+        if is_main_process():
+            stack.enter_context(progress_bar(trainer))
+        trainer.run()
 
 
 def _tracker(output_dir: Path, settings: Mapping[str, Any], run_id: str | None) -> Tracker:
     if not is_main_process():
         return SilentTracker(output_dir)
-    tracker = Tracker.start(output_dir, tags=environment_tags(), run_id=run_id, **settings)
+    tags = {**environment_tags(), **settings.get("tags", {})}
+    tracker = Tracker.start(output_dir, run_id=run_id, **{**settings, "tags": tags})
     text = yaml.safe_dump(resolved_configuration(), sort_keys=False, allow_unicode=True)
     tracker.log_text(text, "configuration.yaml")
+    tracker.log_text(frozen_packages(), "environment.txt")
+    tracker.describe(UNFINISHED)
     return tracker
 
 
-def evaluate(evaluation: Evaluation, network: Any, tracker: Tracker, part: str = "test") -> dict[str, float]:
-    """Evaluate and track: metrics under the name of the part, pictures, the table per image."""
+def evaluate(
+    evaluation: Evaluation, network: Any, tracker: Tracker, part: str, parameters: Mapping[str, Any]
+) -> dict[str, float]:
+    """Evaluate and track: metrics under the name of the part, tables, pictures, and the description of the run."""
     result = evaluation.run(network)
     tracker.log_metrics({f"{part}/{name}": value for name, value in headline(result).items()}, step=0)
+    measured_with = evaluation.measured_with(network)
+    tracker.set_tags(measured_with)
+    tracker.describe(description(result, parameters, measured_with, len(evaluation.data), part))
     folder = Path(evaluation.output_dir)
-    for name in ("metrics.json", "per_image.csv", "precision_recall.png"):
+    for name in ("metrics.json", "precision_recall.png", "reliability.png"):
         tracker.log_artifact(folder / name)
+    for name in ("per_image.csv", "precision_recall.csv"):
+        tracker.log_artifact(folder / name, part)
     for path in sorted((folder / "overlays").glob("*.jpg")):
         tracker.log_artifact(path, "overlays")
     print(table(result))
     return result
-
-
-HEADLINE = (
-    "ap",
-    "auc",
-    "dice",
-    "cldice",
-    "sensitivity",
-    "specificity",
-    "ap_low",
-    "ap_high",
-    "per_image/dice",
-    "full_frame/ap",
-    "images_per_second",
-    "gflops",
-    "peak_memory_mib",
-)
-
-
-def headline(result: Mapping[str, float]) -> dict[str, float]:
-    """The few metrics that go to MLflow; all of them stand in metrics.json."""
-    names = [f"{variant}/{key}" for variant in ("pruned", "dense") for key in HEADLINE]
-    return {name: result[name] for name in [*names, "pruned/speedup", "efficiency"] if name in result}
-
-
-def table(result: Mapping[str, float]) -> str:
-    """The result as a short table for the terminal."""
-    columns = ("ap", "dice", "auc", "cldice", "images_per_second", "gflops")
-    titles = ("AP", "Dice", "AUC", "clDice", "images/s", "GFLOPs")
-    lines = ["".join([f"{'':<8}", *(f"{title:>10}" for title in titles)])]
-    for variant in ("dense", "pruned"):
-        values = (f"{result[f'{variant}/{c}']:>10.{1 if c == 'gflops' else 2 if '_' in c else 4}f}" for c in columns)
-        lines.append(f"{variant:<8}" + "".join(values))
-    return "\n".join(lines)
 
 
 def evaluate_checkpoint(
@@ -320,13 +283,34 @@ def evaluate_checkpoint(
     if earlier.exists():
         raise ConfigurationError(f"{earlier} holds an earlier result: choose another --output_dir")
     with terminate_as_interrupt(), _tracker(evaluation.output_dir, settings, None) as tracker:
-        return evaluate(evaluation, network, tracker, part)
+        tracker.log_artifact(checkpoint, "checkpoints")
+        return evaluate(evaluation, network, tracker, part, settings["parameters"])
+
+
+def run_tags(tags: Mapping[str, Any]) -> dict[str, Any]:
+    """Tags of a run: the given ones, and the digests by which trainings are known again."""
+    if not isinstance(tags, Mapping):
+        raise ConfigurationError(f"tags must be a mapping such as {{'mlflow.parentRunId': 'RUN'}}, got {tags!r}")
+    return {**tags, **training_digests(configuration())}
 
 
 def run_parameters(data: Any, **values: Any) -> dict[str, Any]:
     """Parameters of a run: the settings that matter, and what identifies the data."""
     revision = environment_tags()["git.revision"]
     return {**values, "dataset": _dataset_name(data), "dataset_digest": digest(data)[:16], "git_revision": revision}
+
+
+def run_datasets(data: Any, validation_fraction: float, parts: Sequence[str] = PARTS) -> list[dict[str, Any]]:
+    """What a run reads, for MLflow: name, digest, folder and size of each part of each data set."""
+    dataset, found = find_samples(data), []
+    for part in parts:
+        samples = split(dataset, part, validation_fraction)
+        for name in dict.fromkeys(sample.dataset for sample in samples):
+            own = [sample for sample in samples if sample.dataset == name]
+            source = os.path.commonpath([sample.image.parent.resolve() for sample in own])
+            size = {"images": len(own), "subjects": len({sample.subject for sample in own})}
+            found.append({"name": name, "digest": digest(own)[:16], "context": part, "source": source, **size})
+    return found
 
 
 def _dataset_name(data: Any) -> str:

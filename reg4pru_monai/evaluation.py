@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,16 +17,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .accounting import compare_speed, count_flops, peak_memory, seconds
+from .environment import hardware
 from .files import replacing
 from .fundus.fov import FieldOfView
-from .fundus.io import read_image, read_mask
-from .metrics import VesselMetrics
-from .plots import overlay, save_curves, save_picture
+from .fundus.io import FundusReadError, read_image, read_mask
+from .mask_metrics import ComparisonMetrics, flat
+from .plots import overlay, save_curves, save_picture, save_reliability
 from .runtime import bar_interval
 from .segmenter import Segmenter
 from .windows import FundusWindowInferer
 
 logger = logging.getLogger(__name__)
+
+# The columns of per_image.csv; what stands in front is what most look at.
+COLUMNS = ("image", "group", "variant", "ap", "dice", "auc", "cldice", "sensitivity", "specificity")
+LAST_COLUMNS = ("subject", "pixels", "vessel_pixels")
+CURVE_COLUMNS = ("variant", "threshold", "precision", "recall")
 
 
 class Prediction(NamedTuple):
@@ -76,7 +83,8 @@ def restored(item: Mapping[str, Any], logits: Tensor, preprocessing: Compose) ->
 class Evaluation:
     """Evaluates variants of one network on the same images, interleaved, and writes what it found into a folder.
 
-    data: dictionaries with "image", "label", "name", "subject". preprocessing: the one of training.
+    data: dictionaries with "image", "label", "name", "subject", and where known "group" and "second_observer", as
+    ``fundus.datasets.datalist`` makes them. preprocessing: the one of training.
     """
 
     def __init__(
@@ -98,33 +106,53 @@ class Evaluation:
     def run(self, network: Segmenter) -> dict[str, float]:
         """Evaluate pruned and dense; returns flat metrics ``pruned/ap``, ``dense/images_per_second``, …
 
-        Writes metrics.json, per_image.csv, precision_recall.png and overlays/ into the output folder.
+        Writes metrics.json, per_image.csv, precision_recall.csv, precision_recall.png, reliability.png and overlays/
+        into the output folder.
         """
         network = network.to(self.device).eval()
         variants = {"pruned": network, "dense": network.dense()}
-        metrics = {name: VesselMetrics() for name in variants}
+        metrics = {name: ComparisonMetrics() for name in variants}
+        human = ComparisonMetrics(probabilities=False)
         times: dict[str, list[float]] = {name: [] for name in variants}
         result: dict[str, float] = {}
         for number, entry in enumerate(tqdm(self.data, desc="evaluating", mininterval=bar_interval())):
             item = self.preprocessing(dict(entry))
             if number == 0:
                 result |= self._cost(variants, item)
-            label = torch.from_numpy(read_mask(entry["label"])[None])
-            fov = torch.from_numpy(FieldOfView(**item["image"].meta["fov"]).mask[None])
+            label, fov = read_mask(entry["label"]), FieldOfView(**item["image"].meta["fov"])
+            _add_second_observer(human, entry, label, fov)
             # Which variant goes first alternates, so that neither is always timed on warm caches.
             for name in sorted(variants, reverse=bool(number % 2)):
                 found = predict(variants[name], item, self.preprocessing, self.inferer, self.device)
                 times[name].append(found.seconds)
-                metrics[name].update(found.probability, label, fov, entry["name"], group=entry["subject"])
+                metrics[name].update(found.probability[0].numpy(), label, fov, entry["name"], entry["subject"])
                 if name == "pruned" and number < self.overlays:
                     self._picture(entry, found.probability)
-        for name, speed in compare_speed(times, "dense").items():
-            summary = {key: value for key, value in metrics[name].summary().items() if key != "images"}
-            values = {**summary, "images_per_second": speed.images_per_second, "speedup": speed.speedup}
-            result |= {f"{name}/{key}": float(value) for key, value in values.items()}
+        result |= _speeds(times) | self._accuracy(metrics, human)
         result["efficiency"] = result["pruned/speedup"] / (result["dense/gflops"] / result["pruned/gflops"])
         self._write(result, metrics)
         return result
+
+    def measured_with(self, network: Segmenter) -> dict[str, str]:
+        """What the speed depends on beside the network: hardware, dtype, and windows per forward pass."""
+        dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
+        return {"hardware": hardware(self.device), "dtype": dtype, "batch_size": str(self.inferer.batch_size)}
+
+    def _accuracy(self, metrics: Mapping[str, ComparisonMetrics], human: ComparisonMetrics) -> dict[str, float]:
+        """All metrics of each variant, of each group of images, and of the second observer where there is one."""
+        groups = [entry.get("group", "") for entry in self.data]
+        found: dict[str, float] = {}
+        for name, own in metrics.items():
+            found |= {f"{name}/{key}": value for key, value in own.summary().items() if key != "images"}
+            for group in sorted({*groups} - {""}):
+                means = flat(own.per_image([each == group for each in groups]))
+                found |= {f"{name}/group/{group}/{key}": value for key, value in means.items()}
+        found |= {f"group/{group}/images": float(groups.count(group)) for group in sorted({*groups} - {""})}
+        if human.rows:
+            known = ("images", *(f"{name}{end}" for name in human.names for end in ("", "_low", "_high")))
+            values = human.summary()
+            found |= {f"second_observer/{key}": values[key] for key in values if key.split("/")[-1] in known}
+        return found
 
     def _cost(self, variants: Mapping[str, Segmenter], item: Mapping[str, Any]) -> dict[str, float]:
         """FLOPs and peak memory of each variant on the first image; warms up for the timing."""
@@ -143,17 +171,59 @@ class Evaluation:
         picture = overlay(read_image(entry["image"]), mask, read_mask(entry["label"]))
         save_picture(self.output_dir / "overlays" / f"{entry['name']}.jpg", picture)
 
-    def _write(self, result: Mapping[str, float], metrics: Mapping[str, VesselMetrics]) -> None:
+    def _write(self, result: Mapping[str, float], metrics: Mapping[str, ComparisonMetrics]) -> None:
         values = {name: value if math.isfinite(value) else None for name, value in result.items()}
         with replacing(self.output_dir / "metrics.json") as beside:
             beside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
-        rows = [{"variant": name, **row} for name, metric in metrics.items() for row in metric.per_image()]
-        with replacing(self.output_dir / "per_image.csv") as beside, open(beside, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        curves = {name: metric.curve() for name, metric in metrics.items()}
-        save_curves(self.output_dir / "precision_recall.png", curves, {n: result[f"{n}/ap"] for n in curves})
+        names = [name for name in metrics["pruned"].names if name not in COLUMNS]
+        _write_csv(self.output_dir / "per_image.csv", (*COLUMNS, *names, *LAST_COLUMNS), self._rows(metrics))
+        curves = {name: metric.vessels.operating_points() for name, metric in metrics.items()}
+        points = [
+            dict(zip(CURVE_COLUMNS, (n, *p), strict=True)) for n, c in curves.items() for p in zip(*c, strict=True)
+        ]
+        _write_csv(self.output_dir / "precision_recall.csv", CURVE_COLUMNS, points)
+        drawn = {name: curve[1:] for name, curve in curves.items()}
+        save_curves(self.output_dir / "precision_recall.png", drawn, {name: result[f"{name}/ap"] for name in drawn})
+        with replacing(self.output_dir / "reliability.png") as beside:
+            save_reliability(beside, {name: metric.calibration for name, metric in metrics.items()})
+
+    def _rows(self, metrics: Mapping[str, ComparisonMetrics]) -> list[dict[str, Any]]:
+        """The rows of per_image.csv."""
+        return [
+            {"image": row.pop("name"), "group": entry.get("group", ""), "variant": name, "subject": entry["subject"]}
+            | row
+            for name, metric in metrics.items()
+            for entry, row in zip(self.data, map(dict, metric.rows), strict=True)
+        ]
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    with replacing(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _speeds(times: dict[str, list[float]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, speed in compare_speed(times, "dense").items():
+        latency = 1000 * median(times[name])
+        own = {"images_per_second": speed.images_per_second, "latency_ms": latency, "speedup": speed.speedup}
+        found |= {f"{name}/{key}": value for key, value in own.items()}
+    return found
+
+
+def _add_second_observer(
+    human: ComparisonMetrics, entry: Mapping[str, str], label: np.ndarray, fov: FieldOfView
+) -> None:
+    """Compare the second observer's mask with the first one's; a mask that cannot be used is left out."""
+    if not entry.get("second_observer"):
+        return
+    try:
+        mask = read_mask(entry["second_observer"]).astype(np.float32)
+        human.update(mask, label, fov, entry["name"], entry["subject"])
+    except (FundusReadError, OSError, ValueError) as error:
+        logger.warning("second observer left out: %s (%s)", error, entry["second_observer"])
 
 
 def check_labels(data: Sequence[Mapping[str, str]]) -> None:

@@ -15,14 +15,12 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
-
-import yaml
+from typing import IO, TYPE_CHECKING, Any
 
 from .files import replacing
 from .tracking_store import (
@@ -33,9 +31,12 @@ from .tracking_store import (
     calm,
     check_name,
     flatten,
+    hold,
+    is_held,
     now,
     read_journal,
     reason,
+    release,
     resolve_uri,
     status_of,
     unique_name,
@@ -49,7 +50,9 @@ logger = logging.getLogger(__name__)
 OFF = "none"
 JOURNAL_ID = "journal:"  # prefix of the id of a run that MLflow has not seen yet
 PACKAGES = ("reg4pru-monai", "torch", "monai", "pytorch-ignite", "numpy", "scikit-image", "mlflow")
+MAX_DESCRIPTION_LENGTH = 8000  # characters, of any tag in MLflow
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
+_UPLOADED = ("artifact", "model")  # kinds of records with a file
 
 
 # --- the tracker --------------------------------------------------------------------------------------------------
@@ -70,6 +73,7 @@ class Tracker:
         self._closed = False
         self._warned: set[str] = set()
         self._pid = os.getpid()
+        self._held: IO[bytes] | None = None
 
     @classmethod
     def start(
@@ -82,22 +86,27 @@ class Tracker:
         tags: Mapping[str, Any] | None = None,
         run_id: str | None = None,
         store_dir: Path | str | None = None,
+        datasets: Sequence[Mapping[str, Any]] = (),
     ) -> Tracker:
         """Start a run, or continue run ``run_id``. Never fails because of MLflow.
 
         output_dir: holds the journal. run_name: start of the unique name. tracking_uri: `resolve_uri`; "none" keeps the
         journal only. parameters: may be nested. store_dir: folder of the default SQLite store and its artifacts
-        (default: the parent of output_dir). Raises ValueError for a name that MLflow would refuse.
+        (default: the parent of output_dir). datasets: what the run reads, each with name, digest (36 characters at
+        most), context (the part of the data) and source, and whatever else is to be known of it.
+        Raises ValueError for a name that MLflow would refuse.
         """
         folder = Path(output_dir).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         uri = resolve_uri(tracking_uri, Path(store_dir) if store_dir else folder.parent)
         tracker = cls(folder, unique_name(run_name or experiment), None if uri == OFF else RunStore(uri, experiment))
+        tracker._held = hold(tracker.journal)
         if run_id:
             tracker._take_up(run_id)
         tracker._record("start", experiment=experiment, resumed=bool(run_id))
         tracker._record("tags", tags=flatten(tags or {}))
         tracker._record("parameters", parameters=flatten(parameters or {}))
+        tracker._record("inputs", datasets=[dict(each) for each in datasets])
         tracker._connect()
         tracker.flush()
         atexit.register(tracker.close, "FAILED")  # a run that nobody closes must not stay RUNNING
@@ -132,14 +141,19 @@ class Tracker:
             self._warn(f"nonfinite.{name}", f"{name} is {values[name]} at step {step}: kept in {self.journal} only")
         self.flush()
 
-    def log_parameters(self, parameters: Mapping[str, Any]) -> None:
-        """Log settings; the first value of a parameter stays, another one is noted as tag ``changed.<name>``."""
-        self._record("parameters", parameters=flatten(parameters))
-        self.flush()
-
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Set tags; a later value replaces an earlier one."""
         self._record("tags", tags=flatten(tags))
+        self.flush()
+
+    def describe(self, markdown: str) -> None:
+        """Set the description that MLflow shows above a run; it replaces an earlier one."""
+        self._record("tags", tags={"mlflow.note.content": markdown[:MAX_DESCRIPTION_LENGTH]})
+        self.flush()
+
+    def log_model(self, checkpoint: Path | str) -> None:
+        """Add the network of a checkpoint as an MLflow model (see `serving`); what goes wrong is a warning."""
+        self._record("model", path=str(Path(checkpoint).resolve()))
         self.flush()
 
     def log_artifact(self, path: Path | str, folder: str = "") -> None:
@@ -154,10 +168,6 @@ class Tracker:
             beside.write_text(text, encoding="utf-8")
         self.log_artifact(path, folder)
         return path
-
-    def log_dict(self, values: Mapping[str, Any], name: str, folder: str = "") -> Path:
-        """Write plain values (a resolved configuration, a result table) as YAML and log it as an artifact."""
-        return self.log_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), name, folder)
 
     def close(self, status: str = "FINISHED") -> None:
         """Send what MLflow is missing and end the run; a second call does nothing."""
@@ -174,9 +184,10 @@ class Tracker:
         if self._online:
             self._attempt(lambda store: store.finish(self._status))
         if self._store and not self.complete:
-            logger.info("run %s is not complete in MLflow: send_journal(%r)", self.run_name, str(self.output_dir))
+            logger.info("run %s is not complete in MLflow: reg4pru tracking sync %s", self.run_name, self.output_dir)
         self._closed = True  # only now: an interrupt on the way here leaves the run to the next call
         atexit.unregister(self.close)
+        release(self._held)
 
     def __enter__(self) -> Tracker:
         return self
@@ -188,13 +199,13 @@ class Tracker:
         """Send what is pending; every value method does this itself."""
         if not (self._store and self._online and self._pending):
             return
-        values = [record for record in self._pending if record["kind"] != "artifact"]
+        values = [record for record in self._pending if record["kind"] not in _UPLOADED]
         if self._attempt(lambda store: store.send(values)):
-            self._pending = [record for record in self._pending if record["kind"] == "artifact"]
+            self._pending = [record for record in self._pending if record["kind"] in _UPLOADED]
             self._upload()
 
     def _upload(self) -> None:
-        """Upload pending artifacts. An artifact store that refuses does not stop the metrics."""
+        """Upload pending artifacts. An artifact store that refuses does not stop the metrics, and a model nothing."""
         while self._pending and self._store and "artifacts" not in self._warned:
             record = self._pending[0]
             if not Path(record["path"]).is_file():
@@ -204,10 +215,14 @@ class Tracker:
                     with calm():
                         self._store.upload(record)
                 except Exception as error:
-                    if self._attempt(lambda store: None):  # the store is there, only its artifacts are not
+                    if not self._attempt(lambda store: None):
+                        return
+                    if record["kind"] == "artifact":  # the store is there, only its artifacts are not
                         where = f"they stay in {self.output_dir}"
                         self._warn("artifacts", f"MLflow took no artifact ({reason(error)}): {where}")
-                    return
+                        return
+                    remedy = f"reg4pru register {record['path']} --name NAME logs it later"
+                    self._warn(record["path"], f"the model was not logged ({reason(error)}): {remedy}")
             self._pending.pop(0)
 
     def _take_up(self, run_id: str) -> None:
@@ -224,7 +239,7 @@ class Tracker:
 
     def _record(self, kind: str, **fields: Any) -> None:
         """Write one record to the journal and keep it for MLflow."""
-        if not any(fields.values()) and kind in ("tags", "parameters", "metrics"):
+        if not any(fields.values()) and kind in ("tags", "parameters", "metrics", "inputs"):
             return
         record: Record = {"run": self.run_name, "time": now(), "kind": kind, **fields}
         self._pending.append(record)
@@ -252,7 +267,7 @@ class Tracker:
                 action(self._store)
         except Exception as error:
             self._online = False
-            where = f"metrics are kept in {self.journal} and sent at the end if it is back, or later by send_journal"
+            where = f"metrics are kept in {self.journal}, and sent when it is back or by `reg4pru tracking sync`"
             self._warn("offline", f"MLflow at {self._store.uri} cannot be used ({reason(error)}): {where}")
             return False
         return True
@@ -282,21 +297,26 @@ class SilentTracker(Tracker):
 
 
 def send_journal(output_dir: Path | str, tracking_uri: str | None = None, store_dir: Path | str | None = None) -> bool:
-    """Send the last run of a journal to MLflow, in a new run where it has none; return whether all of it arrived."""
-    records = read_journal(Path(output_dir) / JOURNAL_NAME)
+    """Send the last run of a journal to MLflow, in a new run where it has none; return whether all of it arrived.
+
+    A run that was cut off, and so has no end, is FAILED. Raises ValueError for one that is at work, and for no run.
+    """
+    folder = Path(output_dir).resolve()
+    journal = folder / JOURNAL_NAME
+    if is_held(journal):
+        raise ValueError(f"{journal}: the run is at work, and sends what is missing when it ends; wait for it")
+    records = read_journal(journal)
     if not records:
-        raise ValueError(f"{Path(output_dir) / JOURNAL_NAME}: holds no run; give the output folder of a training")
+        raise ValueError(f"{journal}: holds no run; give the output folder of a training")
     mine = [record for record in records if record["run"] == records[-1]["run"]]
     experiments = [record["experiment"] for record in mine if record["kind"] == "start"]
-    statuses = [record["status"] for record in mine if record["kind"] == "end"]
+    statuses = [record.get("status", "FAILED") for record in mine if record["kind"] in ("start", "end")]
     ids = [record["run_id"] for record in mine if record["kind"] == "run_id"]
-    tracker = Tracker.start(
-        output_dir,
-        experiment=experiments[0] if experiments else "fundus_vessels",
-        tracking_uri=tracking_uri,
-        run_id=ids[-1] if ids else JOURNAL_ID + mine[0]["run"],
-        store_dir=store_dir,
-    )
+    uri = resolve_uri(tracking_uri, Path(store_dir) if store_dir else folder.parent)
+    experiment = experiments[0] if experiments else "fundus_vessels"
+    tracker = Tracker(folder, mine[0]["run"], None if uri == OFF else RunStore(uri, experiment))
+    tracker._take_up(ids[-1] if ids else JOURNAL_ID + tracker.run_name)
+    tracker._connect()
     tracker.close(statuses[-1] if statuses else "FAILED")
     return tracker.complete
 
@@ -381,8 +401,10 @@ def environment_tags() -> dict[str, str]:
     """Tags that say with what and where a run was made: git revision, package versions, host, device."""
     import torch
 
+    from .runtime import device_name
+
     revision, dirty = _git()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    device = device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     tags = {
         "git.revision": revision,
         "git.dirty": dirty,

@@ -14,7 +14,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +30,11 @@ _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _PROBE_SECONDS = 3.0
+_DATABASE = "mlflow.db"
+_MAGIC = b"SQLite format 3\0"
 _NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*(/[A-Za-z0-9_\-][A-Za-z0-9_.\-]*)*")
 
 Record = dict[str, Any]
@@ -86,7 +94,10 @@ def read_journal(path: Path | str) -> list[Record]:
             continue
         if isinstance(record, dict) and {"run", "time", "kind"} <= record.keys():
             if record["kind"] == "metrics":
-                record["metrics"] = {name: float(value) for name, value in record["metrics"].items()}
+                try:
+                    record["metrics"] = {name: float(value) for name, value in record["metrics"].items()}
+                except (KeyError, TypeError, ValueError, AttributeError):  # damaged: as good as cut off
+                    continue
             records.append(record)
     return records
 
@@ -100,6 +111,45 @@ def append(path: Path, record: Record) -> None:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
         torn = file.read(1) not in (b"", b"\n")
         file.write(b"\n" * torn + json.dumps(record, allow_nan=False).encode() + b"\n")
+
+
+def hold(path: Path) -> IO[bytes] | None:
+    """Mark a journal as being written, until `release`, or until the process ends in whatever way; None: impossible.
+
+    Several may hold it. Where the system or the file system knows no locks, nobody is known to write.
+    """
+    if fcntl is None:
+        return None
+    file = None
+    try:
+        file = path.open("ab+")
+        fcntl.flock(file, fcntl.LOCK_SH)
+    except OSError:
+        if file is not None:
+            file.close()
+        return None
+    return file
+
+
+def release(held: IO[bytes] | None) -> None:
+    """Undo `hold`, also for processes that were forked meanwhile and have the file open, too."""
+    if held is not None:
+        with held, suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_UN)
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process writes the journal."""
+    if fcntl is None:
+        return False
+    try:
+        with path.open("rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 # --- MLflow -------------------------------------------------------------------------------------------------------
@@ -135,9 +185,20 @@ def sqlite_uri(path: Path) -> str:
     return "sqlite:///" + str(path.resolve()).replace("%", "%25").replace("?", "%3F")
 
 
+def store_folder(output_dir: Path) -> Path:
+    """The folder of the local store of a training: beside it, or where a sweep keeps that of all its members."""
+    above = output_dir.resolve().parent
+    return above.parent if not (above / _DATABASE).exists() and (above.parent / _DATABASE).exists() else above
+
+
 def resolve_uri(tracking_uri: str | None, store_dir: Path) -> str:
     """Explicit argument, else ``MLFLOW_TRACKING_URI``, else a SQLite file in ``store_dir``."""
-    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(store_dir / "mlflow.db")
+    return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(store_dir / _DATABASE)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC))
 
 
 class RunStore:
@@ -160,6 +221,8 @@ class RunStore:
                 path.parent.mkdir(parents=True, exist_ok=True)
             elif not path.is_file():
                 raise FileNotFoundError(f"{path} has gone")
+            if path.is_file() and _head(path) not in (b"", _MAGIC):
+                raise sqlite3.DatabaseError(f"{path} is no SQLite database")  # a short file would be overwritten
             with closing(sqlite3.connect(path, timeout=_PROBE_SECONDS)) as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.rollback()
@@ -214,8 +277,20 @@ class RunStore:
             return None
         return run
 
+    def search(self, filter_string: str) -> list[Any]:
+        """The MLflow runs of all experiments that match, the latest first; none where there is no store yet."""
+        database = self._database()
+        if database is not None and not database.is_file():
+            return []
+        self.probe()
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(tracking_uri=self.uri)
+        experiments = [str(each.experiment_id) for each in client.search_experiments()]
+        return list(client.search_runs(experiments, filter_string, order_by=["attributes.start_time DESC"]))
+
     def send(self, records: list[Record]) -> None:
-        """Send metrics, parameters and tags in as few calls as possible; sending twice is harmless."""
+        """Send metrics, parameters, tags and data sets in as few calls as possible; sending twice is harmless."""
         from mlflow.entities import Metric, Param, RunTag
 
         metrics: list[Metric] = []
@@ -240,14 +315,31 @@ class RunStore:
         for start in range(0, len(metrics), 1000):
             self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000], synchronous=True)
         self._parameters.update({each.key: each.value for each in parameters})
+        if inputs := [_dataset_input(each) for record in records for each in record.get("datasets", [])]:
+            self._client.log_inputs(self.run_id, datasets=inputs)
 
     def upload(self, record: Record) -> None:
-        """Copy one file into the run."""
-        self._client.log_artifact(self.run_id, record["path"], record["folder"] or None)
+        """Copy one file into the run, or log the model of one checkpoint."""
+        if record["kind"] == "model":
+            from .serving import log_model
+
+            log_model(record["path"], self.run_id, self.uri)
+        else:
+            self._client.log_artifact(self.run_id, record["path"], record["folder"] or None)
 
     def finish(self, status: str) -> None:
         """End the run."""
         self._client.set_terminated(self.run_id, status)
+
+
+def _dataset_input(given: Mapping[str, Any]) -> Any:
+    """MLflow's entry of one part of a data set; see `Tracker.start`."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    profile = {key: value for key, value in given.items() if key not in ("name", "digest", "context", "source")}
+    source = json.dumps({"uri": given["source"]})
+    dataset = Dataset(given["name"], given["digest"], "local", source, profile=json.dumps(profile))
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", given["context"])])
 
 
 def now() -> int:

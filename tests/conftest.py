@@ -17,14 +17,14 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a finished training on phantoms with MLflow, started in another folder."""
+    """The output folder of a finished training on phantoms with MLflow and all it adds, started in another folder."""
     from runs import run
 
     before, folder = Path.cwd(), tmp_path_factory.mktemp("elsewhere")
     uri = os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.chdir(folder)
     try:
-        run("train", tracking_uri=None)
+        run("train", tracking_uri=None, log_model=True, inspect_images=3)
     finally:
         os.chdir(before)
         if uri:

@@ -22,6 +22,7 @@ BUNDLE = ROOT / "bundles" / "fundus_vessel_segmentation"
 TINY: dict[str, Any] = {
     **{"phantoms": {"train": 4, "test": 2, "size": 112, "seed": 0}, "diameter": 96, "crop_size": 48, "window_size": 64},
     **{"crops_per_image": 1, "batch_size": 2, "max_epochs": 2, "val_interval": 1, "device": "cpu"},
+    **{"log_model": False, "inspect_images": 0},  # seconds each
 }
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -31,6 +32,7 @@ from reg4pru_monai.weights import load_checkpoint
 from runs import BUNDLE, TINY, arguments, command, config, failure, run, settings, undisturbed, workflow
 
 METADATA = BUNDLE / "configs" / "metadata.json"
+INSPECTION = ("inspect.html", "removed.png", "scores.png", "reactivated.png", "probabilities.png", "blocks.png")
 SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
 
 
@@ -39,9 +41,12 @@ SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
 
 def test_training_without_a_data_set_runs_on_phantoms(training: Path) -> None:
     written = {path.relative_to(training).as_posix() for path in training.rglob("*") if path.is_file()}
-    names = ("checkpoints/best.pt", "checkpoints/last.pt", "metrics.json", "per_image.csv", "precision_recall.png")
-    pictures = ("overlays/phantom_004.jpg", "overlays/phantom_005.jpg")
-    assert written == {*names, *pictures, "configuration.yaml", "journal.jsonl"}
+    assert written == {
+        *("checkpoints/best.pt", "checkpoints/last.pt", "configuration.yaml", "environment.txt", "journal.jsonl"),
+        *("metrics.json", "per_image.csv", "precision_recall.csv", "precision_recall.png", "reliability.png"),
+        *("overlays/phantom_004.jpg", "overlays/phantom_005.jpg"),
+        *(f"inspection/phantom_001/{name}" for name in INSPECTION),
+    }
     assert {path.name for path in training.parent.iterdir()} >= {"training", "phantoms-4-2-112-0", "mlflow.db"}
     result = json.loads((training / "metrics.json").read_text())
     assert 0 < result["pruned/ap"] < 1
@@ -49,26 +54,86 @@ def test_training_without_a_data_set_runs_on_phantoms(training: Path) -> None:
     assert result["pruned/peak_memory_mib"] > 0
 
 
-def test_the_mlflow_run_of_a_training_is_complete(training: Path) -> None:
+def the_run(folder: Path) -> tuple[Any, Any]:
+    """The only run in the store of a folder, and the client."""
     with calm():
         from mlflow.tracking import MlflowClient
 
-        client = MlflowClient(tracking_uri=sqlite_uri(training.parent / "mlflow.db"))
+        client = MlflowClient(tracking_uri=sqlite_uri(folder / "mlflow.db"))
         (found,) = client.search_runs([client.get_experiment_by_name("fundus_vessels").experiment_id])
-        artifacts = [item.path for item in client.list_artifacts(found.info.run_id)]
-        losses = client.get_metric_history(found.info.run_id, "train/loss")
+    return client, found
+
+
+def artifacts_of(client: Any, run_id: str, folder: str | None = None) -> set[str]:
+    items = client.list_artifacts(run_id, folder)
+    return {
+        path for item in items for path in (artifacts_of(client, run_id, item.path) if item.is_dir else [item.path])
+    }
+
+
+def check_run(client: Any, found: Any, part: str) -> None:
+    """What runs of a training and of an evaluation have in common."""
     assert found.info.status == "FINISHED"
+    tags, metrics = found.data.tags, found.data.metrics
+    assert tags["git.revision"]
+    assert tags["git.dirty"] in ("true", "false", "unknown")
+    assert tags["hardware"].endswith("thread" if torch.get_num_threads() == 1 else "threads")
+    assert (tags["dtype"], tags["batch_size"]) == ("float32", "8")
+    assert tags["mlflow.note.content"].startswith(f"**AP {metrics[f'{part}/pruned/ap']:.3f} [")
+    assert len(found.data.params) < 25
+    assert not [name for name in found.data.params if "." in name]
+    speed = ("images_per_second", "latency_ms", "gflops", "peak_memory_mib")
+    names = [f"{variant}/{name}" for variant in ("dense", "pruned") for name in ("ap", "ap_low", "ap_high", *speed)]
+    assert {f"{part}/{name}" for name in (*names, "pruned/speedup", "efficiency")} <= metrics.keys()
+    with calm():
+        artifacts = artifacts_of(client, found.info.run_id)
+    tables = {f"{part}/per_image.csv", f"{part}/precision_recall.csv", "metrics.json"}
+    figures = {"precision_recall.png", "reliability.png", "overlays/phantom_004.jpg"}
+    assert tables | figures | {"configuration.yaml", "environment.txt", "checkpoints/best.pt"} <= artifacts
+
+
+def test_the_mlflow_run_of_a_training_is_complete(training: Path) -> None:
+    client, found = the_run(training.parent)
+    check_run(client, found, "test")
+    with calm():
+        artifacts = artifacts_of(client, found.info.run_id)
+        curves = {
+            name: [metric.step for metric in client.get_metric_history(found.info.run_id, name)]
+            for name in ("train/loss", "validation/ap", "system/cpu_utilization_percentage")
+        }
+        (model,) = [client.get_logged_model(each.model_id) for each in found.outputs.model_outputs]
     assert found.info.run_name.startswith("reg4pru-skip-tiny-2")
+    assert {"configuration_digest", "settings_digest"} <= found.data.tags.keys()
     given = {"policy": "reg4pru", "keep_rate": "0.7", "preset": "tiny", "decoder": "skip", "seed": "42"}
     assert given.items() <= found.data.params.items()
     assert len(found.data.params["dataset_digest"]) == 16
-    assert found.data.tags["git.revision"]
-    assert [metric.step for metric in losses] == [1, 2]
-    measured = [f"test/{v}/{m}" for v in ("dense", "pruned") for m in ("ap", "images_per_second", "gflops")]
-    peaks = ["test/dense/peak_memory_mib", "test/pruned/peak_memory_mib"]
-    assert {"train/segmentation", "validation/ap", "validation/dice", *measured, *peaks} <= found.data.metrics.keys()
+    assert all(steps == [1, 2] for steps in curves.values()), curves
+    assert {"train/segmentation", "validation/ap", "validation/dice"} <= found.data.metrics.keys()
     assert len(found.data.metrics) < 40
-    assert {"configuration.yaml", "precision_recall.png", "metrics.json", "overlays"} <= set(artifacts)
+    assert all(re.fullmatch(r"(train|validation|test|system)(/\w+)+", name) for name in found.data.metrics)
+    assert {f"inspection/phantom_001/{name}" for name in INSPECTION} <= artifacts
+    assert str(model.status) == "READY"
+    inputs = {each.tags[0].value: each.dataset for each in found.inputs.dataset_inputs}
+    assert inputs.keys() == {"train", "validation", "test"}
+    assert {each.name for each in inputs.values()} == {"phantoms-4-2-112-0"}
+    assert len({each.digest for each in inputs.values()}) == 3
+    images = {part: json.loads(each.profile)["images"] for part, each in inputs.items()}
+    assert images == {"train": 3, "validation": 1, "test": 2}
+
+
+def test_the_mlflow_run_of_an_evaluation_is_complete(
+    training: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    data, best = training.parent / "phantoms-4-2-112-0", training / "checkpoints" / "best.pt"
+    given = {"dataset_dir": str(data), "checkpoint": str(best), "output_dir": str(tmp_path / "out")}
+    run("evaluate", **given, tracking_uri=sqlite_uri(tmp_path / "mlflow.db"), run_id="evaluating")
+    client, found = the_run(tmp_path)
+    check_run(client, found, "test")
+    (test,) = found.inputs.dataset_inputs
+    trained = {each.dataset.digest for each in the_run(training.parent)[1].inputs.dataset_inputs}
+    assert (test.tags[0].value, test.dataset.name) == ("test", data.name)
+    assert test.dataset.digest in trained
 
 
 def test_evaluating_the_best_weights_repeats_the_result_of_the_training(
@@ -79,7 +144,8 @@ def test_evaluating_the_best_weights_repeats_the_result_of_the_training(
     run("evaluate", dataset_dir=str(data), checkpoint=str(training / "checkpoints" / "best.pt"), run_id="evaluating")
     earlier = json.loads((training / "metrics.json").read_text())
     now = json.loads((tmp_path / "runs" / "evaluation" / "metrics.json").read_text())
-    timed = {name for name in now if any(word in name for word in ("second", "speed", "efficiency", "memory"))}
+    words = ("images_per_second", "latency", "speed", "efficiency", "memory")
+    timed = {name for name in now if any(word in name for word in words)}
     assert now.keys() == earlier.keys()
     assert {n: now[n] for n in now.keys() - timed} == pytest.approx({n: earlier[n] for n in now.keys() - timed})
 
@@ -212,6 +278,17 @@ def test_preprocessing_is_the_same_everywhere(training: Path, phantom_set: Path,
             "unknown key 'train::trainer::clip_nrom': did you mean 'train::trainer::clip_norm'?",
         ),
         ({"phantoms::trian": 3}, "did you mean 'phantoms::train'?"),
+        ({"train#handlers#1#val_intervall": 3}, "did you mean 'train::handlers::1::val_interval'?"),
+        (
+            {
+                "optimizer": "$torch.optim.SGD(@network.parameters(), 0.1)",
+                "weight_decay": 0.1,
+                "dataset_dir": "nowhere",
+            },
+            "key 'weight_decay' has no effect: nothing that runs reads it",
+        ),
+        ({"masked_attention": 0.5, "dataset_dir": "nowhere"}, "masked_attention belongs to the decoder eomt"),
+        ({"tags": "mine"}, "tags must be a mapping such as {'mlflow.parentRunId': 'RUN'}, got 'mine'"),
         ({"policy": "dens"}, "policy must be one of dense"),
         ({"preset": "huge"}, "preset must be one of tiny"),
         ({"decoder": "unet"}, "decoder must be one of eomt, skip, got 'unet'"),
@@ -222,15 +299,22 @@ def test_preprocessing_is_the_same_everywhere(training: Path, phantom_set: Path,
         ({"device": "cuda:99"}, "device must be auto, cpu or an available GPU"),
         ({"normalization": "none"}, "normalization must be one of local, global, imagenet"),
         ({"max_epochs": 0}, "max_epochs must be at least 1, got 0"),
+        ({"max_epochs": "many", "dataset_dir": "nowhere"}, "max_epochs must be a number such as 100, got 'many'"),
+        (
+            {"learning_rate": "@max_epoch", "dataset_dir": "nowhere"},
+            "key 'learning_rate' refers to '@max_epoch', which does not exist; did you mean 'max_epochs'?",
+        ),
         ({"batch_size": 0}, "batch_size"),
         ({"crop_size": 0}, "crop_size must be a positive number"),
         ({"crops_per_image": 0}, "crops_per_image must be a whole number of at least 1, got 0"),
         ({"val_interval": 0}, "val_interval must be at least 1, got 0"),
         ({"window_size": 0}, "window_size must be"),
         ({"window_overlap": 1.0}, "overlap must be in [0, 1), got 1.0"),
-        ({"learning_rate": "1e-3"}, "learning_rate must be a positive number, got '1e-3'"),
+        ({"learning_rate": "1e-3"}, "learning_rate must be a number such as 0.002, got '1e-3' (in YAML"),
         ({"ema_decay": 1.5}, "ema_decay must be in [0, 1), got 1.5"),
         ({"resume": "yes"}, "resume must be true or false, got 'yes'"),
+        ({"log_model": "maybe"}, "log_model must be true or false, got 'maybe'"),
+        ({"inspect_images": -1}, "inspect_images must be a whole number, 0 for none, got -1"),
         ({"resume": "true"}, "last.pt: no such checkpoint"),
         ({"dataset_dir": None, "phantoms": {"train": 4}}, "phantoms must have train, test, size and seed"),
         ({"dataset_dir": "nowhere"}, "dataset_dir nowhere does not exist"),

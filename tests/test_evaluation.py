@@ -14,6 +14,7 @@ from reg4pru_monai.evaluation import Evaluation, Prediction, check_labels, predi
 from reg4pru_monai.fundus.datasets import datalist
 from reg4pru_monai.fundus.fov import detect_fov
 from reg4pru_monai.fundus.io import read_image, read_mask
+from reg4pru_monai.mask_metrics import NAMES
 from reg4pru_monai.segmenter import Segmenter
 from reg4pru_monai.transforms import preprocessing
 from reg4pru_monai.windows import FundusWindowInferer
@@ -108,15 +109,51 @@ def test_the_folder_of_an_evaluation_holds_what_was_returned(evaluated: tuple[Pa
     assert written == {name: value if np.isfinite(value) else None for name, value in result.items()}
     with open(folder / "per_image.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4
-    assert {row["variant"] for row in rows} == {"pruned", "dense"}
+    assert [(row["image"], row["variant"]) for row in rows] == [
+        *(("phantom_004", "pruned"), ("phantom_005", "pruned"), ("phantom_004", "dense"), ("phantom_005", "dense")),
+    ]
+    front = ["image", "group", "variant", "ap", "dice", "auc", "cldice", "sensitivity", "specificity"]
+    assert list(rows[0])[:9] == front
+    assert {*front[3:], *NAMES} <= rows[0].keys()
+    for name in ("dice", "hd95_px", "ece"):
+        mean = np.mean([float(row[name]) for row in rows if row["variant"] == "dense"])
+        assert result[f"dense/per_image/{name}"] == pytest.approx(mean)
+    assert {row["group"] for row in rows} == {""}
+    with open(folder / "precision_recall.csv", newline="") as file:
+        curve = [{k: v if k == "variant" else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    assert list(curve[0]) == ["variant", "threshold", "precision", "recall"]
+    at_half = min((row for row in curve if row["variant"] == "pruned"), key=lambda row: abs(row["threshold"] - 0.5))
+    assert at_half["recall"] == pytest.approx(result["pruned/sensitivity"], abs=0.02)
     assert [path.name for path in (folder / "overlays").iterdir()] == ["phantom_004.jpg"]
     assert read_image(folder / "precision_recall.png").shape == (600, 600, 3)
 
 
+def test_groups_and_a_second_observer_have_metrics_of_their_own(
+    entries: list[dict[str, str]], network: Segmenter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("L", (9, 9), 255).save(tmp_path / "small.png")
+    first = entries[0] | {"group": "healthy", "second_observer": entries[0]["label"]}
+    second = entries[1] | {"group": "glaucoma", "second_observer": str(tmp_path / "small.png")}
+    result = Evaluation([first, second], STEPS, INFERER, CPU, tmp_path, overlays=0).run(network)
+    assert (result["second_observer/images"], result["second_observer/dice"]) == (1, 1)
+    assert result["second_observer/per_image/hd95_px"] == 0
+    assert "second_observer/ap" not in result  # of masks there is none
+    (message,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert message.startswith(f"second observer left out: {second['name']}: prediction (9, 9), ground truth (112, 128)")
+    assert "small.png" in message
+    groups = [result[f"pruned/group/{name}/ap"] for name in ("healthy", "glaucoma")]
+    assert np.mean(groups) == pytest.approx(result["pruned/per_image/ap"])
+    assert groups[0] != groups[1]
+    assert (result["group/healthy/images"], result["group/glaucoma/images"]) == (1, 1)
+    with open(tmp_path / "per_image.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["group"] for row in rows] == ["healthy", "glaucoma"] * 2
+    assert float(rows[0]["ap"]) == pytest.approx(groups[0])
+
+
 def test_keeping_every_token_is_dense(entries: list[dict[str, str]], network: Segmenter, tmp_path: Path) -> None:
     result = Evaluation(entries[:1], STEPS, INFERER, CPU, tmp_path).run(network.with_keep_rate(1.0))
-    timed = ("images_per_second", "speedup", "gflops", "peak_memory_mib")  # the selectors still compute
+    timed = ("images_per_second", "latency_ms", "speedup", "gflops", "peak_memory_mib")  # the selectors still compute
     for name in [name for name in result if name.startswith("pruned/") and not name.endswith(timed)]:
         assert result[name] == pytest.approx(result[name.replace("pruned", "dense")], abs=1e-6, nan_ok=True), name
     images = [probabilities(each, entries[:1])[0] for each in (network.with_keep_rate(1.0), network.dense())]

@@ -28,7 +28,17 @@ from reg4pru_monai.tracking import (
     status_of,
     terminate_as_interrupt,
 )
-from reg4pru_monai.tracking_store import append, calm, check_name, flatten, resolve_uri, sqlite_uri
+from reg4pru_monai.tracking_store import (
+    JOURNAL_NAME,
+    RunStore,
+    append,
+    calm,
+    check_name,
+    flatten,
+    resolve_uri,
+    sqlite_uri,
+    store_folder,
+)
 
 CLOSED_PORT = "http://127.0.0.1:9"
 
@@ -82,8 +92,8 @@ def test_a_name_mlflow_refuses_is_refused_at_once(name: str, tmp_path: Path) -> 
         with pytest.raises(ValueError, match="cannot be used: take letters"):
             tracker.log_metrics({name: 1.0}, step=0)
         with pytest.raises(ValueError, match="MLflow refuses '#' and '@'"):
-            tracker.log_parameters({name: 1})
-    assert not [r for r in read_journal(tmp_path) if r["kind"] in ("metrics", "parameters")]
+            tracker.set_tags({name: 1})
+    assert not [r for r in read_journal(tmp_path) if r["kind"] in ("metrics", "tags")]
     assert check_name("validation/AP") == "validation/AP"
 
 
@@ -167,7 +177,7 @@ def test_a_run_is_read_back_from_mlflow(tmp_path: Path, store_dir: Path) -> None
     ) as tracker:
         for epoch in (1, 2):
             tracker.log_metrics({"train/loss": 1 / epoch, "validation/AP": 0.4 * epoch}, step=epoch)
-        tracker.log_dict({"preset": "tiny"}, "config.yaml", folder="config")
+        tracker.log_text("preset: tiny\n", "config.yaml", folder="config")
         assert tracker.complete
     run = read_run(tracker.tracking_uri, tracker.run_id)
     assert run.data.params == {"policy": "dense"}
@@ -179,6 +189,25 @@ def test_a_run_is_read_back_from_mlflow(tmp_path: Path, store_dir: Path) -> None
     artifact = store_dir / "mlartifacts" / tracker.run_id / "artifacts" / "config" / "config.yaml"
     assert artifact.read_text() == "preset: tiny\n"
     assert not (store_dir.parent / "with%20space").exists()
+
+
+def test_data_sets_and_the_description_are_read_back(tmp_path: Path, store_dir: Path) -> None:
+    train = {"name": "HRF", "digest": "a" * 16, "context": "train", "source": "/data/HRF/images", "images": 15}
+    datasets = [train, train | {"digest": "b" * 16, "context": "test", "images": 30}]
+    with Tracker.start(tmp_path, "data", store_dir=store_dir, datasets=datasets) as tracker:
+        tracker.describe("**AP 0.8** " + "x" * 9000)
+        tracker.describe("**AP 0.9** " + "y" * 9000)
+    assert send_journal(tmp_path, store_dir=store_dir)  # again: nothing twice
+    run = read_run(tracker.tracking_uri, tracker.run_id)
+    found = {each.tags[0].value: each.dataset for each in run.inputs.dataset_inputs}
+    assert len(run.inputs.dataset_inputs) == 2
+    assert (found["train"].name, found["train"].digest, found["test"].digest) == ("HRF", "a" * 16, "b" * 16)
+    assert json.loads(found["test"].profile) == {"images": 30}
+    assert json.loads(found["train"].source) == {"uri": "/data/HRF/images"}
+    assert found["train"].source_type == "local"
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith("**AP 0.9** yyy")
+    assert len(note) == 8000
 
 
 def test_names_are_unique_and_the_wrong_status_is_refused(tmp_path: Path) -> None:
@@ -344,6 +373,29 @@ def test_an_empty_journal_cannot_be_sent(tmp_path: Path) -> None:
         send_journal(tmp_path)
 
 
+def test_the_journal_of_a_run_at_work_is_not_sent(tmp_path: Path, store_dir: Path) -> None:
+    with Tracker.start(tmp_path, "at work", store_dir=store_dir) as tracker:
+        before = (tmp_path / "journal.jsonl").read_bytes()
+        with pytest.raises(ValueError, match="the run is at work, and sends what is missing when it ends; wait for it"):
+            send_journal(tmp_path, store_dir=store_dir)
+        assert (tmp_path / "journal.jsonl").read_bytes() == before
+        assert read_run(tracker.tracking_uri, tracker.run_id).info.status == "RUNNING"
+    assert send_journal(tmp_path, store_dir=store_dir)
+    assert read_run(tracker.tracking_uri, tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_run_that_was_resumed_and_cut_off_is_failed(tmp_path: Path, store_dir: Path) -> None:
+    first = Tracker.start(tmp_path, "cut off", store_dir=store_dir)
+    first.close("KILLED")
+    assert send_journal(tmp_path, store_dir=store_dir)
+    assert read_run(first.tracking_uri, first.run_id).info.status == "KILLED"
+    append(first.journal, {"run": first.run_name, "time": 1, "kind": "start", "experiment": "cut off", "resumed": True})
+    append(first.journal, {"run": first.run_name, "time": 2, "kind": "metrics", "step": 1, "metrics": {"a": 1.0}})
+    assert send_journal(tmp_path, store_dir=store_dir)
+    run = read_run(first.tracking_uri, first.run_id)
+    assert (run.info.status, run.data.metrics) == ("FAILED", {"a": 1.0})
+
+
 class Server:
     """A real mlflow server on loopback, in a process group of its own."""
 
@@ -363,7 +415,7 @@ class Server:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, **quiet}, start_new_session=True
             )
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while time.monotonic() < end:
             try:
                 with urllib.request.urlopen(f"{self.uri}/health", timeout=1):
@@ -509,6 +561,18 @@ def test_a_training_stopped_by_sigterm_is_killed_in_mlflow(tmp_path: Path, store
     assert read_run(sqlite_uri(store_dir / "mlflow.db"), run_id).info.status == "KILLED"
 
 
+def test_the_journal_of_a_training_that_was_shot_can_be_sent(tmp_path: Path, store_dir: Path) -> None:
+    with run_training(tmp_path, store_dir, "wait") as training:
+        assert training.stdout is not None
+        run_id = training.stdout.readline().strip()
+        assert training.stdout.readline() == "training\n"
+        with pytest.raises(ValueError, match="at work"):
+            send_journal(tmp_path, store_dir=store_dir)
+        training.kill()
+    assert send_journal(tmp_path, store_dir=store_dir)
+    assert read_run(sqlite_uri(store_dir / "mlflow.db"), run_id).info.status == "FAILED"
+
+
 def test_a_run_that_nobody_closes_is_failed_at_exit_and_stderr_is_quiet(tmp_path: Path) -> None:
     # in a new store, because making one is what mlflow is loud about
     with run_training(tmp_path / "out", tmp_path, "forget") as training:
@@ -571,3 +635,31 @@ def test_environment_tags_say_with_what_a_run_was_made(monkeypatch: pytest.Monke
     assert tags["git.dirty"] == "false"
     (tmp_path / "tracking.py").write_text("a = 2\n")
     assert environment_tags()["git.dirty"] == "true"
+
+
+def test_a_damaged_metrics_record_is_as_good_as_cut_off(tmp_path: Path) -> None:
+    with Tracker.start(tmp_path, run_name="r", tracking_uri="none") as tracker:
+        tracker.log_metrics({"train/loss": 1.0}, step=1)
+    journal = tmp_path / JOURNAL_NAME
+    whole = read_journal(tmp_path)
+    (line,) = (line for line in journal.read_text().splitlines() if '"metrics"' in line)
+    bad = [line.replace("1.0", '"abc"'), line.replace('"metrics": {', '"others": {')]
+    journal.write_text(journal.read_text() + "\n".join(bad) + "\n")
+    assert read_journal(tmp_path) == whole
+
+
+def test_the_store_of_a_sweep_is_that_of_its_members(tmp_path: Path) -> None:
+    member = tmp_path / "experiment" / "member"
+    assert store_folder(member) == tmp_path / "experiment"
+    (tmp_path / "mlflow.db").touch()
+    assert store_folder(member) == tmp_path
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mlflow.db").touch()
+    assert store_folder(member) == tmp_path / "experiment"
+
+
+def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("x")
+    with pytest.raises(sqlite3.DatabaseError, match=r"mlflow\.db is no SQLite database"):
+        RunStore(sqlite_uri(tmp_path / "mlflow.db"), "").probe()
+    assert (tmp_path / "mlflow.db").read_text() == "x"
