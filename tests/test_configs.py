@@ -8,7 +8,7 @@ from conftest import ROOT
 from reg4pru_monai.policies import POLICIES
 from reg4pru_monai.segmenter import build_segmenter
 
-OVERLAYS = sorted((ROOT / "configs").glob("*/*.yaml"))
+OVERLAYS = sorted(path for kind in ("data", "models", "policies") for path in (ROOT / "configs" / kind).glob("*.yaml"))
 TRAIN = ROOT / "bundles" / "fundus_vessel_segmentation" / "configs" / "train.yaml"
 
 

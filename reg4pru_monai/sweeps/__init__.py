@@ -1,0 +1,1 @@
+"""Experiments: many trainings that differ in little, run, skipped and resumed."""
