@@ -1,0 +1,1 @@
+"""Which network to use: runs of an MLflow store, side by side."""
