@@ -10,6 +10,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from .comparison.command import compare
+from .evaluate_command import evaluate
+from .inspection.command import inspect
+from .reproduce.command import reproduce
+from .serving_command import register, tracking
+from .sweeps.command import sweep
+
 app = typer.Typer(
     help="Retinal vessel segmentation with a token-pruned vision transformer.",
     no_args_is_help=True,
@@ -44,7 +51,7 @@ def summary(
 ) -> None:
     """Print the result of a training as a table, and where its pictures and its MLflow store are."""
     from .bundle import table
-    from .tracking import resolve_uri
+    from .tracking_store import resolve_uri, store_folder
 
     path = training / "metrics.json"
     try:
@@ -56,7 +63,7 @@ def summary(
     typer.echo(f"\nPictures:  {training / 'overlays'}  {training / 'precision_recall.png'}")
     if segmented:
         typer.echo(f"Segmented: {segmented / 'overlays'}  {segmented / 'masks'}")
-    uri = resolve_uri(None, training.parent)
+    uri = resolve_uri(None, store_folder(training))
     typer.echo(f"MLflow:    {f'mlflow ui --backend-store-uri {shlex.quote(uri)}' if uri.startswith('sqlite') else uri}")
 
 
@@ -75,10 +82,11 @@ def release(
     typer.echo(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
 
 
-class _CouldNotRun(TyperCommand):
+class CouldNotRun(TyperCommand):
     """A wrong option ends with 1, like anything else that keeps the command from running."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any command, with another status."""
         try:
             return super().make_context(*args, **kwargs)
         except Exception as error:
@@ -87,7 +95,7 @@ class _CouldNotRun(TyperCommand):
             raise
 
 
-@app.command(cls=_CouldNotRun)
+@app.command(cls=CouldNotRun)
 def segment(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, or manifests (.txt, .csv, .tsv).")],
     output: Annotated[Path, typer.Option(help="Folder for the results; made where it does not exist.")],
@@ -160,7 +168,7 @@ def segment(
     raise typer.Exit(code)
 
 
-@app.command(cls=_CouldNotRun)
+@app.command(cls=CouldNotRun)
 def status(
     output: Annotated[Path, typer.Argument(help="The --output of reg4pru segment.")],
     json_lines: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
@@ -267,6 +275,15 @@ def benchmark(
         raise typer.Exit(1) from None
     for path in written:
         typer.echo(f"written: {path}")
+
+
+app.command(cls=CouldNotRun)(compare)
+app.command(cls=CouldNotRun)(evaluate)
+app.command(cls=CouldNotRun)(inspect)
+app.command(cls=CouldNotRun)(register)
+app.command(cls=CouldNotRun)(sweep)
+app.command(cls=CouldNotRun)(reproduce)
+app.add_typer(tracking, name="tracking")
 
 
 def _list(text: str, kind: Callable[[str], Any] = str, option: str = "") -> list[Any]:
