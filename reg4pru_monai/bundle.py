@@ -26,6 +26,7 @@ from .results import UNFINISHED, description, headline, table
 from .runtime import EXPECTED, ConfigurationError, root_cause
 from .segmenter import Segmenter, build_segmenter
 from .tracking import OFF, SilentTracker, Tracker, TrackingHandler, environment_tags, terminate_as_interrupt
+from .tracking_store import read_journal
 from .training import TrainingState, VesselTrainer, progress_bar
 from .weights import load_backbone, load_network
 
@@ -220,6 +221,7 @@ def train(
         )
     with terminate_as_interrupt(), _tracker(evaluation.output_dir, settings, state.run_id) as tracker:
         state.run_id = tracker.run_id
+        _log_last_epoch(tracker, state, trainer.state.epoch)
         if trainer.state.epoch < trainer.state.max_epochs:
             _run(trainer, state, tracker)
         if not is_main_process():
@@ -230,6 +232,14 @@ def train(
         if after:
             after.run(tracker, state.best, evaluation.device)
         return result
+
+
+def _log_last_epoch(tracker: Tracker, state: TrainingState, epoch: int) -> None:
+    """Log what a resumed training still owes: it may have been cut off between its checkpoint and its metrics."""
+    if state.metrics and is_main_process():
+        records = [record for record in read_journal(tracker.journal) if record["kind"] == "metrics"]
+        if not any(record["step"] == epoch and state.metrics.keys() <= record["metrics"].keys() for record in records):
+            tracker.log_metrics(state.metrics, epoch)
 
 
 def _run(trainer: VesselTrainer, state: TrainingState, tracker: Tracker) -> None:

@@ -270,6 +270,7 @@ class TrainingState:
             "epoch": trainer.state.epoch,
             "best_ap": self.best_ap,
             "run_id": self.run_id,
+            "metrics": self.metrics,
             "configuration": self.configuration,
         }
 
@@ -297,7 +298,7 @@ class TrainingState:
         trainer.average.n_averaged.fill_(saved["ema_updates"])
         self._resume_optimizer(saved)
         torch.set_rng_state(saved["rng"].cpu())
-        self.best_ap, self.run_id = saved["best_ap"], saved["run_id"]
+        self.best_ap, self.run_id, self.metrics = saved["best_ap"], saved["run_id"], saved["metrics"]
         trainer.state.epoch = saved["epoch"]
         trainer.state.iteration = saved["epoch"] * trainer.state.epoch_length
 

@@ -37,6 +37,8 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
         with replacing(path) as beside, open(beside, "wb") as file:
             torch.save(dict(state), file)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        if isinstance(error.__context__, KeyboardInterrupt):  # in the middle of a write: the writer ends in an error
+            raise error.__context__ from None
         kept = "; an earlier one is unharmed. Resume from it when" if Path(path).exists() else ". Start again when"
         raise CheckpointError(f"{path}: checkpoint not written ({error}){kept} the disk has space.") from error
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -19,14 +20,14 @@ from PIL import Image
 
 import reg4pru_monai
 from conftest import ROOT
-from reg4pru_monai.bundle import flag
+from reg4pru_monai.bundle import _log_last_epoch, flag
 from reg4pru_monai.evaluation import predict
 from reg4pru_monai.fundus.io import read_image, read_mask
 from reg4pru_monai.fundus.phantom import make_phantom
 from reg4pru_monai.inference import load_pipeline
 from reg4pru_monai.plots import save_picture
 from reg4pru_monai.runtime import ConfigurationError, root_cause
-from reg4pru_monai.tracking import read_journal
+from reg4pru_monai.tracking import Tracker, read_journal
 from reg4pru_monai.tracking_store import calm, sqlite_uri
 from reg4pru_monai.weights import load_checkpoint
 from runs import BUNDLE, TINY, arguments, command, config, failure, run, settings, undisturbed, workflow
@@ -481,3 +482,14 @@ def test_the_configuration_in_the_run_is_resolved(training: Path) -> None:
     assert settings_["amp"] is False
     assert settings_["run_name"] == "reg4pru-skip-tiny"
     assert settings_["num_workers"] == 0
+
+
+def test_metrics_that_a_cut_off_training_left_in_its_checkpoint_are_logged_once(tmp_path: Path) -> None:
+    state = SimpleNamespace(metrics={"train/loss": 2.5, "train/learning_rate": 0.1})
+    with Tracker.start(tmp_path, run_name="resumed", tracking_uri="none") as tracker:
+        tracker.log_metrics({"train/loss": 3.0, "train/learning_rate": 0.1}, 1)
+        for _ in range(2):
+            _log_last_epoch(tracker, state, 2)  # type: ignore[arg-type]
+        _log_last_epoch(tracker, SimpleNamespace(metrics={}), 0)  # type: ignore[arg-type]
+    logged = [(r["step"], r["metrics"]) for r in read_journal(tmp_path) if r["kind"] == "metrics"]
+    assert logged == [(1, {"train/loss": 3.0, "train/learning_rate": 0.1}), (2, state.metrics)]

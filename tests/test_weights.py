@@ -389,3 +389,27 @@ def test_random_routing_and_the_policy_below_it_share_their_weights(tmp_path: Pa
         other = load_network(small_network(evaluated_as), tmp_path / "best.pt").eval()
         with torch.no_grad():
             assert torch.equal(other(image), trained(image))
+
+
+def test_an_interrupt_in_the_middle_of_a_write_stays_one(path: Path) -> None:
+    """The writer of torch turns it into an error of its own, and a stopped training would end as a failed one."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt("SIGTERM")
+
+    state = {"a": [torch.zeros(50_000) for _ in range(200)]}
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    stopped = 0
+    try:
+        for attempt in range(40):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.002 + 0.0005 * attempt)
+                save_checkpoint(path, state)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                stopped += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert stopped > 10
+    assert load_checkpoint(path).keys() in (EARLIER.keys(), state.keys())  # whole, whichever it is
