@@ -393,23 +393,26 @@ def test_random_routing_and_the_policy_below_it_share_their_weights(tmp_path: Pa
 
 def test_an_interrupt_in_the_middle_of_a_write_stays_one(path: Path) -> None:
     """The writer of torch turns it into an error of its own, and a stopped training would end as a failed one."""
+    code = """
+import signal, sys
+import torch
+from reg4pru_monai.weights import save_checkpoint
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt("SIGTERM")
+def interrupt(*_):
+    raise KeyboardInterrupt
 
-    state = {"a": [torch.zeros(50_000) for _ in range(200)]}
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    stopped = 0
+signal.signal(signal.SIGALRM, interrupt)
+state, stopped = {"a": [torch.zeros(50_000) for _ in range(200)]}, 0
+for attempt in range(40):
     try:
-        for attempt in range(40):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, 0.002 + 0.0005 * attempt)
-                save_checkpoint(path, state)
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except KeyboardInterrupt:
-                stopped += 1
-    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.002 + 0.0005 * attempt)
+        save_checkpoint(sys.argv[1], state)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-    assert stopped > 10
-    assert load_checkpoint(path).keys() in (EARLIER.keys(), state.keys())  # whole, whichever it is
+    except KeyboardInterrupt:
+        stopped += 1
+print(stopped)
+"""  # in a process of its own: here the interrupt could hit anybody's code
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 10
+    assert load_checkpoint(path).keys() in (EARLIER.keys(), {"a"})  # whole, whichever it is
