@@ -16,10 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from .locks import lock, unlock
 
 logger = logging.getLogger(__name__)
 
@@ -118,38 +115,30 @@ def hold(path: Path) -> IO[bytes] | None:
 
     Several may hold it. Where the system or the file system knows no locks, nobody is known to write.
     """
-    if fcntl is None:
-        return None
-    file = None
     try:
         file = path.open("ab+")
-        fcntl.flock(file, fcntl.LOCK_SH)
     except OSError:
-        if file is not None:
-            file.close()
         return None
-    return file
+    if lock(file, shared=True, wait=True):
+        return file
+    file.close()
+    return None
 
 
 def release(held: IO[bytes] | None) -> None:
     """Undo `hold`, also for processes that were forked meanwhile and have the file open, too."""
     if held is not None:
         with held, suppress(OSError):
-            fcntl.flock(held, fcntl.LOCK_UN)
+            unlock(held)
 
 
 def is_held(path: Path) -> bool:
     """Whether a living process writes the journal."""
-    if fcntl is None:
-        return False
     try:
         with path.open("rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return lock(file) is False
     except OSError:
         return False
-    return False
 
 
 # --- MLflow -------------------------------------------------------------------------------------------------------

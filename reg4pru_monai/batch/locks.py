@@ -8,12 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..locks import lock
 from .journal import STATE
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _ATTEMPTS = 5
 
@@ -48,8 +44,7 @@ def locked(output: Path, name: str, wait: bool = False, mark: bool = True) -> It
     path = output / STATE / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
-        if fcntl is not None:
-            _lock(file, output, wait)
+        _lock(file, output, wait)
         if mark:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
@@ -60,14 +55,10 @@ def locked(output: Path, name: str, wait: bool = False, mark: bool = True) -> It
 def _lock(file: Any, output: Path, wait: bool) -> None:
     """Lock an open file; where the file system knows no locks, results stay whole, only work may be done twice."""
     for attempt in range(_ATTEMPTS):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if lock(file, wait=wait) is not False:
             return
-        except BlockingIOError:
-            if attempt + 1 < _ATTEMPTS:
-                time.sleep(0.1)  # somebody may only have asked whether it is locked
-        except OSError:
-            return
+        if attempt + 1 < _ATTEMPTS:
+            time.sleep(0.1)  # somebody may only have asked whether it is locked
     file.seek(0)
     raise LockedError(
         f"another run ({file.read().strip() or 'of unknown origin'}) works on the same photographs of {output}; "
@@ -79,10 +70,6 @@ def is_locked(output: Path, name: str) -> bool:
     """Whether a running process holds a lock; needs no permission to write."""
     try:
         with open(output / STATE / f"{name}.lock") as file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            return lock(file, shared=True) is False
     except OSError:
         return False
-    return False

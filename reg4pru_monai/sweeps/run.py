@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from .. import locks
 from ..tracking import JOURNAL_ID, OFF, Tracker, environment_tags
 from ..tracking_store import JOURNAL_NAME, calm, read_journal, reason
 from .experiments import Experiment
@@ -29,11 +30,6 @@ from .results import (
     stored_result,
     trained_minutes,
 )
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +137,7 @@ class Sweep:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
                 start_new_session=True,  # Ctrl-C reaches the sweep alone, which then ends each training once
-                pass_fds=(lock.fileno(),) if fcntl else (),
+                pass_fds=(lock.fileno(),) if locks.AVAILABLE else (),
             )
         return Running(job, process, lock)
 
@@ -296,13 +292,11 @@ def take_lock(folder: Path, digest: str) -> IO[bytes] | None:
     path = folder / ".reg4pru" / f"{digest}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "ab")  # noqa: SIM115  # kept open as long as the training runs
-    try:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    taken = locks.lock(file)
+    if taken is False:
         file.close()
         return None
-    except OSError:
+    if taken is None and locks.AVAILABLE:
         logger.warning("%s: the file system knows no locks; do not start two sweeps on it at once", folder)
     return file
 
