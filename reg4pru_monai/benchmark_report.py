@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from tempfile import TemporaryFile
 from textwrap import wrap
 from typing import Any, NamedTuple
 
@@ -171,15 +170,6 @@ def _published_lines() -> list[str]:
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
-def check_folder(folder: Path) -> None:
-    """Make a folder and write into it, so that a long run does not end in an OSError."""
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; give a folder to write into")
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryFile(dir=folder):
-        pass
 
 
 def environment(plan: Plan, command: str) -> dict[str, Any]:

@@ -239,6 +239,7 @@ def benchmark(
     """Measure speed, FLOPs and memory: pruned against dense against other networks. Lists take commas."""
     from . import benchmark_report as report
     from .benchmark import BenchmarkError, Plan, run_benchmark
+    from .files import check_folder
     from .weights import CheckpointError
 
     try:
@@ -264,7 +265,7 @@ def benchmark(
         values = report.read_ap(ap, plan) if ap else {}
         made_with = report.environment(plan, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
         if output:
-            report.check_folder(output)
+            check_folder(output)
         rows, skipped = run_benchmark(plan, values)
         typer.echo(report.table(rows, skipped, report.headline(plan, made_with)))
         written = report.write(output, plan, rows, skipped, made_with) if output else []

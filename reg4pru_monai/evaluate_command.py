@@ -1,6 +1,5 @@
 """``reg4pru evaluate``, and what it prints and writes."""
 
-import csv
 import json
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .files import replacing
+from .files import check_folder, replacing, write_rows
 
 if TYPE_CHECKING:
     from .evaluate_masks import Result
@@ -25,7 +24,6 @@ def evaluate(
     ] = None,
 ) -> None:
     """Compare masks or probabilities with ground truth: overlap, boundaries, topology, thin vessels, calibration."""
-    from .benchmark_report import check_folder
     from .evaluate_masks import evaluate_masks
 
     try:
@@ -97,10 +95,7 @@ def write(output: Path, result: "Result", found: dict[str, Any]) -> list[Path]:
     with ExitStack() as stack:
         beside = {name: stack.enter_context(replacing(output / name)) for name in names}
         beside["metrics.json"].write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        with open(beside["per_image.csv"], "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(beside["per_image.csv"], rows)
         if "reliability.png" in beside:
             save_reliability(beside["reliability.png"], {"predictions": result.predictions.calibration})
     if "reliability.png" not in names:  # of an earlier evaluation, it would be taken for one of this

@@ -1,6 +1,5 @@
 """Evaluation in the original frame: accuracy and speed of the same forward pass, dense and pruned side by side."""
 
-import csv
 import json
 import logging
 import math
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from .accounting import compare_speed, count_flops, peak_memory, seconds
 from .environment import hardware
-from .files import replacing
+from .files import replacing, write_rows
 from .fundus.fov import FieldOfView
 from .fundus.io import FundusReadError, read_image, read_mask
 from .mask_metrics import ComparisonMetrics, flat
@@ -176,12 +175,14 @@ class Evaluation:
         with replacing(self.output_dir / "metrics.json") as beside:
             beside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
         names = [name for name in metrics["pruned"].names if name not in COLUMNS]
-        _write_csv(self.output_dir / "per_image.csv", (*COLUMNS, *names, *LAST_COLUMNS), self._rows(metrics))
+        with replacing(self.output_dir / "per_image.csv") as beside:
+            write_rows(beside, self._rows(metrics), (*COLUMNS, *names, *LAST_COLUMNS))
         curves = {name: metric.vessels.operating_points() for name, metric in metrics.items()}
         points = [
             dict(zip(CURVE_COLUMNS, (n, *p), strict=True)) for n, c in curves.items() for p in zip(*c, strict=True)
         ]
-        _write_csv(self.output_dir / "precision_recall.csv", CURVE_COLUMNS, points)
+        with replacing(self.output_dir / "precision_recall.csv") as beside:
+            write_rows(beside, points, CURVE_COLUMNS)
         drawn = {name: curve[1:] for name, curve in curves.items()}
         save_curves(self.output_dir / "precision_recall.png", drawn, {name: result[f"{name}/ap"] for name in drawn})
         with replacing(self.output_dir / "reliability.png") as beside:
@@ -195,13 +196,6 @@ class Evaluation:
             for name, metric in metrics.items()
             for entry, row in zip(self.data, map(dict, metric.rows), strict=True)
         ]
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    with replacing(path) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _speeds(times: dict[str, list[float]]) -> dict[str, float]:

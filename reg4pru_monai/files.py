@@ -1,14 +1,17 @@
 """Writing files so that a reader never meets a half-written one."""
 
+import csv
 import hashlib
 import os
 import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
 import psutil
 
@@ -36,6 +39,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the folder itself may have become unusable, which the error in flight says
             beside.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write a CSV table, UTF-8. columns: by default the keys of the first row. Raises OSError."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if columns is None else columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def check_folder(folder: Path) -> None:
+    """Make a folder and write into it, so that a long run does not end in an OSError."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; give a folder to write into")
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder):
+        pass
 
 
 def sync_folder(folder: Path) -> None:

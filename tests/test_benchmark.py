@@ -17,7 +17,7 @@ from torch import nn
 from reg4pru_monai import benchmark, benchmark_report, benchmark_variants, peers
 from reg4pru_monai.accounting import block_cost
 from reg4pru_monai.benchmark import Plan, Row, interleaved, run_benchmark
-from reg4pru_monai.benchmark_report import PUBLISHED, check_folder, environment, headline, read_ap, table, write
+from reg4pru_monai.benchmark_report import PUBLISHED, environment, headline, read_ap, table, write
 from reg4pru_monai.benchmark_variants import (
     BenchmarkError,
     Setting,
@@ -30,6 +30,7 @@ from reg4pru_monai.benchmark_variants import (
     make_image,
     own_variants,
 )
+from reg4pru_monai.files import check_folder
 from reg4pru_monai.inference import UNTRAINED
 from reg4pru_monai.segmenter import Segmenter, build_segmenter
 from reg4pru_monai.weights import CheckpointError, save_checkpoint

@@ -28,7 +28,7 @@ def compare(
 
     Exit status: 0 done, ranked or not; 1 could not.
     """
-    from ..benchmark_report import check_folder
+    from ..files import check_folder
     from ..tracking_store import resolve_uri
     from .groups import compare
     from .store import ComparisonError

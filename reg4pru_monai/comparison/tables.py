@@ -1,13 +1,12 @@
 """What ``reg4pru compare`` prints and writes: the table as text, Markdown and CSV, and the figures beside it."""
 
-import csv
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from textwrap import wrap
 
-from ..files import replacing
+from ..files import replacing, write_rows
 from .figures import figures, label_of, published
 from .groups import Comparison, Row
 
@@ -208,11 +207,7 @@ def write(folder: Path, comparison: Comparison, with_published: bool = False) ->
     with ExitStack() as stack:
         page = stack.enter_context(replacing(folder / "comparison.md"))
         page.write_text(markdown(comparison, list(drawn), with_published), encoding="utf-8")
-        with open(stack.enter_context(replacing(folder / "comparison.csv")), "w", newline="", encoding="utf-8") as file:
-            rows = csv_rows(comparison)
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(stack.enter_context(replacing(folder / "comparison.csv")), csv_rows(comparison))
         for name, draw in drawn.items():
             draw(stack.enter_context(replacing(folder / name)))
     for name in FIGURES:  # of an earlier comparison: it would be taken for one of this

@@ -1,12 +1,11 @@
 """Tables and figures of ``reg4pru reproduce``, from the rows that ``evaluate_all`` returns."""
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
-from ..files import replacing
+from ..files import replacing, write_rows
 from .figures import draw_course, draw_keep_rates, draw_variants
 from .results import Results, Row, estimate
 from .variants import VARIANTS
@@ -120,10 +119,8 @@ def write(output: Path, rows: Sequence[Row]) -> list[Path]:
     written = [output / "reproduce.md", output / "reproduce.csv"]
     with replacing(written[0]) as beside:
         beside.write_text(text(results), encoding="utf-8")
-    with replacing(written[1]) as beside, open(beside, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(results.rows[0]))
-        writer.writeheader()
-        writer.writerows(results.rows)
+    with replacing(written[1]) as beside:
+        write_rows(beside, results.rows)
     figures = {"variants.png": draw_variants, "keep_rates.png": draw_keep_rates, "course.png": draw_course}
     for name, draw in figures.items():
         figure = draw(results)
