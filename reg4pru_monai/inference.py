@@ -12,6 +12,7 @@ from monai.transforms import Compose
 from .evaluation import predict
 from .fundus.fov import DEFAULT_DIAMETER
 from .fundus.io import read_image
+from .fundus.rim import RIM
 from .policies import build_policy
 from .presets import KEEP_RATE
 from .runtime import select_device
@@ -26,7 +27,7 @@ ARCHITECTURE = ("preset", "policy", "decoder", "keep_rate", "stages", "reactivat
 
 UNTRAINED: dict[str, Any] = {
     **{"preset": "tiny", "decoder": "skip", "policy": "reg4pru", "keep_rate": KEEP_RATE, "stages": None},
-    **{"reactivate": None, "diameter": DEFAULT_DIAMETER, "normalization": "local"},
+    **{"reactivate": None, "diameter": DEFAULT_DIAMETER, "normalization": "local", "rim": RIM},
 }
 
 
@@ -35,9 +36,9 @@ def trained(checkpoint: str) -> dict[str, Any]:
     if not Path(checkpoint).is_file():
         return UNTRAINED
     found = load_checkpoint(checkpoint).get("configuration")
-    if not isinstance(found, dict) or UNTRAINED.keys() - found.keys():
+    if not isinstance(found, dict) or UNTRAINED.keys() - found.keys() - {"rim"}:
         raise CheckpointError(f"{checkpoint}: says nothing of its configuration; it was not written by this bundle")
-    return found
+    return {"rim": 0.0, **found}  # where nothing is said, the rim was left as it is
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ def load_pipeline(
     if keep_rate is not None:
         network = network.with_keep_rate(keep_rate)
     network = _with_policy(network, policy or settings["policy"], settings["policy"])
-    steps = preprocessing(settings["diameter"], with_label=False, normalization=settings["normalization"])
+    steps = preprocessing(
+        settings["diameter"], with_label=False, normalization=settings["normalization"], rim=settings["rim"]
+    )
     return Pipeline(network, steps, FundusWindowInferer(window_size), where)
 
 

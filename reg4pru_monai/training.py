@@ -1,4 +1,4 @@
-"""The training engine and what it needs: optimiser, schedule, augmentation, average weights, checkpoints, resuming."""
+"""The training engine and what it needs: optimiser, schedule, average weights, checkpoints, resuming."""
 
 import logging
 import random
@@ -13,18 +13,7 @@ from ignite.engine import Engine, Events
 from monai.data import DataLoader
 from monai.data.utils import set_rnd
 from monai.engines import Evaluator, SupervisedTrainer
-from monai.transforms import (
-    Compose,
-    RandAffined,
-    RandCropByPosNegLabeld,
-    RandFlipd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
-    SelectItemsd,
-    SpatialPadd,
-)
+from monai.transforms import Compose
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -38,39 +27,6 @@ from .weights import CheckpointError, load_checkpoint, mismatches, save_checkpoi
 from .windows import plain
 
 logger = logging.getLogger(__name__)
-
-
-def augmentation(crop_size: int, keys: tuple[str, str, str] = ("image", "label", "fov")) -> Compose:
-    """A random crop inside the field of view of a preprocessed image, turned, scaled, recoloured, blurred, noisy.
-
-    Returns tensors (C, crop_size, crop_size) under the keys. The crop is taken larger and cut after
-    turning, so that corners rarely hold padding. Raises ValueError.
-    """
-    if crop_size < 1:
-        raise ValueError(f"crop_size must be a positive number of pixels, got {crop_size}")
-    larger = int(np.ceil(crop_size * 1.5))
-    image = keys[0]
-    return Compose(
-        [
-            SpatialPadd(keys, spatial_size=(larger, larger)),
-            RandCropByPosNegLabeld(keys, label_key=keys[2], spatial_size=(larger, larger), pos=1, neg=0),
-            RandAffined(
-                keys,
-                prob=1.0,
-                spatial_size=(crop_size, crop_size),
-                rotate_range=np.pi,
-                scale_range=(0.2, 0.2),
-                mode=("bilinear", "nearest", "nearest"),
-                padding_mode="zeros",
-            ),
-            RandFlipd(keys, prob=0.5, spatial_axis=0),
-            RandScaleIntensityd(image, factors=0.3, prob=0.8, channel_wise=True),
-            RandShiftIntensityd(image, offsets=0.3, prob=0.5, channel_wise=True),
-            RandGaussianSmoothd(image, sigma_x=(0.3, 1.0), sigma_y=(0.3, 1.0), prob=0.2),
-            RandGaussianNoised(image, std=0.2, prob=0.3),
-            SelectItemsd(keys),
-        ]
-    )
 
 
 def build_optimizer(network: nn.Module, lr: float, weight_decay: float = 0.05, layer_decay: float = 1.0) -> AdamW:

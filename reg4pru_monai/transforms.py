@@ -20,6 +20,7 @@ from reg4pru_monai.fundus.fov import (
     resize,
 )
 from reg4pru_monai.fundus.io import DEFAULT_MAX_PIXELS, read_image, read_mask
+from reg4pru_monai.fundus.rim import mirror_rim
 
 Data = Mapping[Any, Any]
 
@@ -142,6 +143,8 @@ class NormalizeFundusd(Transform):
     local: (x - m) / sqrt((s² + mean s²) / 2), where m and s are the mean and deviation of x under a Gaussian of `sigma`
     pixels that sees the field of view only, per channel, clipped to ±5. global: (x - mean) / deviation of the channel.
     imagenet: the fixed means and deviations that pretrained backbones expect.
+    rim: width of the dark rim as a share of the diameter. It is replaced, and the disc continued for a bit, by its own
+    mirror image (see mirror_rim), which counts in the statistics; 0 changes nothing. Needs CanonicalFundusd first.
     """
 
     def __init__(
@@ -150,18 +153,23 @@ class NormalizeFundusd(Transform):
         fov_key: str = "fov",
         method: str = "local",
         sigma: float = DEFAULT_DIAMETER / 30,
+        rim: float = 0.0,
     ) -> None:
         if method not in NORMALIZATIONS:
             raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {method!r}")
         self.image_key, self.fov_key = image_key, fov_key
-        self.method, self.sigma = method, sigma
+        if not 0 <= rim < 0.1:
+            raise ValueError(f"rim must be a share of the diameter in [0, 0.1), got {rim}")
+        self.method, self.sigma, self.rim = method, sigma, rim
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
-        """Normalise the image."""
+        """Normalise the image. Raises ValueError where a rim is to be mirrored and no field of view is known."""
         out = dict(data)
         image = out[self.image_key]
         pixels = np.asarray(image, np.float32)
         inside = np.asarray(out[self.fov_key])[0] > 0
+        if self.rim:
+            pixels, inside = self._mirrored(pixels, inside, image)
         if self.method == "local":
             normal = local_normalization(pixels, inside, self.sigma)
         elif self.method == "global":
@@ -172,6 +180,17 @@ class NormalizeFundusd(Transform):
         tensor = MetaTensor(torch.from_numpy(normal * inside))
         out[self.image_key] = tensor.copy_meta_from(image) if isinstance(image, MetaTensor) else tensor
         return out
+
+    def _mirrored(self, pixels: np.ndarray, inside: np.ndarray, image: Any) -> tuple[np.ndarray, np.ndarray]:
+        numbers = image.meta.get("fov") if isinstance(image, MetaTensor) else None
+        if numbers is None:
+            raise ValueError(
+                "the rim cannot be mirrored: no field of view in the image's meta; use CanonicalFundusd first"
+            )
+        fov = FieldOfView.from_dict(numbers)
+        if fov.full_frame:  # no disc, no rim
+            return pixels, inside
+        return mirror_rim(pixels, CanonicalFrame(fov.shape, fov.box, inside.shape), fov, self.rim)
 
 
 def global_normalization(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -215,6 +234,7 @@ def preprocessing(
     normalization: str = "local",
     max_pixels: int = DEFAULT_MAX_PIXELS,
     soft_label: bool = False,
+    rim: float = 0.0,
 ) -> Compose:
     """Files to network input, the one definition for training, evaluation and inference.
 
@@ -222,12 +242,13 @@ def preprocessing(
     takes 20 MB that way, which counts where a data set is cached.
 
     diameter: of the field of view, px. soft_label: leave the label as coverage in [0, 1] instead of {0, 1}.
+    rim: see NormalizeFundusd.
     """
     label_key = "label" if with_label else None
     steps: list[Any] = [
         ReadFundusd(keys=("image",), label_key=label_key, max_pixels=max_pixels),
         CanonicalFundusd(label_key=label_key, diameter=diameter),
-        NormalizeFundusd(method=normalization, sigma=diameter / 30),
+        NormalizeFundusd(method=normalization, sigma=diameter / 30, rim=rim),
     ]
     if with_label and not soft_label:
         steps.append(AsDiscreted("label", threshold=0.5))

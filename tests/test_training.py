@@ -17,6 +17,7 @@ from monai.data import CacheDataset, DataLoader
 from torch import nn
 
 from networks import small_network
+from reg4pru_monai.augmentation import augmentation
 from reg4pru_monai.bundle import readable_errors
 from reg4pru_monai.fundus.datasets import datalist
 from reg4pru_monai.losses import TrainingStep
@@ -26,7 +27,6 @@ from reg4pru_monai.tracking import read_journal
 from reg4pru_monai.tracking_store import calm, sqlite_uri
 from reg4pru_monai.training import (
     VesselTrainer,
-    augmentation,
     build_average,
     build_optimizer,
     build_schedule,
@@ -126,41 +126,7 @@ def test_device_auto_is_there_and_others_are_checked() -> None:
             select_device(name)
 
 
-# --- augmentation
-
-
-def pattern(rows: int, columns: int) -> dict[str, torch.Tensor]:
-    """An image whose bright stripes are the label, on a round field of view. No colour changes can hide them."""
-    r, c = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    label = (((r // 8) % 2 == 0) & ((c // 16) % 2 == 0)).float()[None]
-    fov = (((r - rows / 2) ** 2 + (c - columns / 2) ** 2) < (min(rows, columns) / 2) ** 2).float()[None]
-    return {"image": (label * 40 - 20).repeat(3, 1, 1) * fov, "label": label * fov, "fov": fov}
-
-
-@pytest.mark.parametrize("size", [(96, 128), (24, 30)])  # larger and smaller than the crop
-def test_augmentation_moves_image_label_and_field_of_view_alike(size: tuple[int, int]) -> None:
-    steps, agreement, inside = augmentation(48), [], 0.0
-    steps.set_random_state(0)
-    for _ in range(12):
-        (item,) = steps(pattern(*size))
-        assert {key: tuple(value.shape) for key, value in item.items()} == {
-            **{"image": (3, 48, 48), "label": (1, 48, 48), "fov": (1, 48, 48)}
-        }
-        label, fov = (item[key].as_tensor() for key in ("label", "fov"))
-        assert set(label.unique().tolist()) <= {0.0, 1.0}
-        assert set(fov.unique().tolist()) <= {0.0, 1.0}
-        assert not (label * (1 - fov)).any()
-        within = fov[0] > 0
-        bright = item["image"].as_tensor().mean(0) > 0
-        agreement.append((bright == (label[0] > 0))[within].float().mean().item())
-        inside += within.float().mean().item() / 12
-    assert np.mean(agreement) > 0.9  # the edges of stripes are interpolated
-    assert inside > (0.5 if size[0] > 48 else 0.1)
-
-
-def test_augmentation_refuses_a_crop_of_nothing() -> None:
-    with pytest.raises(ValueError, match="crop_size must be a positive number of pixels, got 0"):
-        augmentation(0)
+# --- epochs
 
 
 def test_two_epochs_with_the_same_seed_see_the_same_crops(phantom_set: Path) -> None:

@@ -185,7 +185,7 @@ def main() -> None:
         source, target = Path(folder, "photograph.jpg"), Path(folder, "mask.png")
         Image.fromarray(square_photograph(options.photograph)).save(source, quality=95)
         for diameter in options.diameter or (settings["diameter"], 2000):
-            pipeline.preprocessing = preprocessing(diameter, False, settings["normalization"])
+            pipeline.preprocessing = preprocessing(diameter, False, settings["normalization"], rim=settings["rim"])
             item = pipeline.prepare(source)
             print(f"\nDiameter {diameter:g}: the network sees {tuple(item['image'].shape[1:])}\n")
             report(measure(pipeline, source, target, options.repeats))

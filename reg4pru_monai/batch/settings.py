@@ -29,8 +29,9 @@ class SettingsError(ValueError):
 class Settings:
     """What the results depend on, beside the photographs. Another value anywhere here makes other results.
 
-    weights: digest of the network's weights. network: architecture and what is pruned. preprocessing: diameter (px) and
-    normalization. window: side (px, None for the whole image) and overlap (fraction). threshold: in (0, 1). outputs:
+    weights: digest of the network's weights. network: architecture and what is pruned. preprocessing: diameter (px),
+    normalization and rim (share of the diameter).
+    window: side (px, None for the whole image) and overlap (fraction). threshold: in (0, 1). outputs:
     names of OUTPUTS. millimetres_per_pixel: of the photographs, or None. identifiers: DICOM keywords that name a row.
     max_pixels: larger photographs are refused.
     """
@@ -86,7 +87,7 @@ def settings_of(pipeline: Pipeline, **choices: Any) -> Settings:
         "decoder": type(pipeline.network.decoder).__name__,
     }
     _, canonical, normalize = pipeline.preprocessing.transforms
-    preprocessing = {"diameter": canonical.diameter, "normalization": normalize.method}
+    preprocessing = {"diameter": canonical.diameter, "normalization": normalize.method, "rim": normalize.rim}
     window = {"size": inferer.window_size, "overlap": inferer.overlap, "blend": inferer.blend}
     return Settings(weights_digest(pipeline.network), network, preprocessing, window, **choices)
 
