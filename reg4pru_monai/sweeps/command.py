@@ -31,7 +31,7 @@ def sweep(
     from ..fundus.datasets import DatasetError
     from .experiments import check_seeds, read_experiment
     from .plan import parse_overrides, plan, tracking_uris
-    from .results import exit_status, summary
+    from .results import exit_status, summary, sync_command
     from .run import Sweep
 
     try:
@@ -55,4 +55,11 @@ def sweep(
         raise typer.Exit(1) from None
     others = f" ({runner.earlier_rows} more of earlier calls)" if runner.earlier_rows else ""
     typer.echo(f"\n{summary(results)}\n\nTable of all members{others}: {runner.table}")
+    if runner.missing:
+        typer.echo(
+            f"\nMLflow at {asked} has not taken everything. When it can be used, this sends what is missing:\n"
+            f"{sync_command(runner.missing, written)}\n"
+            "The same sweep again then puts all under one parent run, and trains nothing twice that has finished.",
+            err=True,
+        )
     raise typer.Exit(exit_status(results, runner.signals))
