@@ -5,7 +5,7 @@ from math import isfinite
 from typing import Any
 
 SPEED = ("images_per_second", "latency_ms", "gflops", "peak_memory_mib")
-# Few, because a training adds ten more and MLflow's tables and charts want fewer than 40: that is all the room there is.
+# Few: a training adds ten more, and MLflow's tables and charts want fewer than 40; that is all the room there is.
 # metrics.json has every metric and interval.
 HEADLINE = {
     "pruned": (
