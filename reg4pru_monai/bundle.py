@@ -22,6 +22,7 @@ from .environment import SystemMetrics, frozen_packages
 from .evaluation import Evaluation, check_labels
 from .fundus.datasets import datalist, digest, find_samples, split
 from .fundus.splits import PARTS
+from .inference import IDENTITY
 from .results import UNFINISHED, description, headline, table
 from .runtime import EXPECTED, ConfigurationError, root_cause
 from .segmenter import Segmenter, build_segmenter
@@ -221,6 +222,7 @@ def train(
         )
     with terminate_as_interrupt(), _tracker(evaluation.output_dir, settings, state.run_id) as tracker:
         state.run_id = tracker.run_id
+        state.identity = _identity(settings)
         _log_last_epoch(tracker, state, trainer.state.epoch)
         if trainer.state.epoch < trainer.state.max_epochs:
             _run(trainer, state, tracker)
@@ -232,6 +234,12 @@ def train(
         if after:
             after.run(tracker, state.best, evaluation.device)
         return result
+
+
+def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its training beside its configuration, for the runs that evaluate it."""
+    told = {**settings["parameters"], **settings.get("tags", {})}
+    return {key: told[key] for key in IDENTITY if key in told}
 
 
 def _log_last_epoch(tracker: Tracker, state: TrainingState, epoch: int) -> None:

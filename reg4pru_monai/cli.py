@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
+from .commands import CouldNotRun, readable
 from .comparison.command import compare
 from .evaluate_command import evaluate
 from .inspection.command import inspect
@@ -82,19 +82,6 @@ def release(
     typer.echo(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
 
 
-class CouldNotRun(TyperCommand):
-    """A wrong option ends with 1, like anything else that keeps the command from running."""
-
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        """As of any command, with another status."""
-        try:
-            return super().make_context(*args, **kwargs)
-        except Exception as error:
-            if getattr(error, "exit_code", 0) == 2:  # a usage error, in every version of typer
-                error.exit_code = 1  # type: ignore[attr-defined]
-            raise
-
-
 @app.command(cls=CouldNotRun)
 def segment(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, or manifests (.txt, .csv, .tsv).")],
@@ -159,12 +146,9 @@ def segment(
     }
     network = command.Network(bundle, checkpoint, device, policy, keep_rate)
     mode = "json" if json_lines else "quiet" if quiet else "auto"
-    try:
+    with readable(*command.COULD_NOT_RUN, CheckpointError, ValueError):
         how["part"] = parse_shard(shard)
         code = command.segment(inputs, output, network, choices, how, mode, profile)
-    except (*command.COULD_NOT_RUN, CheckpointError, ValueError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     raise typer.Exit(code)
 
 
@@ -179,11 +163,8 @@ def status(
     import_monai_alone()
     from .batch import command
 
-    try:
+    with readable(*command.COULD_NOT_RUN, ValueError):
         typer.echo(command.status(output, json_lines))
-    except (*command.COULD_NOT_RUN, ValueError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 @app.command()

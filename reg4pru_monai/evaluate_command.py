@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .commands import readable
 from .files import check_folder, replacing, write_rows
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def evaluate(
     """Compare masks or probabilities with ground truth: overlap, boundaries, topology, thin vessels, calibration."""
     from .evaluate_masks import evaluate_masks
 
-    try:
+    with readable(ValueError, OSError):
         if output:
             check_folder(output)
         result = evaluate_masks(
@@ -34,9 +35,6 @@ def evaluate(
         )
         found = result.to_dict()
         written = write(output, result, found) if output else []
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     typer.echo(table(found))
     for path in written:
         typer.echo(f"written: {path}")

@@ -1,5 +1,6 @@
 """Segment photographs with a trained checkpoint from Python; the folder command is the bundle's inference.yaml."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from .windows import FundusWindowInferer
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "bundles" / "fundus_vessel_segmentation" / "models" / "model.pt"
 ARCHITECTURE = ("preset", "policy", "decoder", "keep_rate", "stages", "reactivate")
+OF_TRAINING = ("seed", "max_epochs", "learning_rate", "batch_size", "crop_size")  # parameters that say how it was made
+DIGEST = "settings_digest"  # of all settings but the seed
+IDENTITY = (DIGEST, "learning_rate", "batch_size", "crop_size")  # of these, what resuming may change
 
 
 UNTRAINED: dict[str, Any] = {
@@ -39,6 +43,31 @@ def trained(checkpoint: str) -> dict[str, Any]:
     if not isinstance(found, dict) or UNTRAINED.keys() - found.keys() - {"rim"}:
         raise CheckpointError(f"{checkpoint}: says nothing of its configuration; it was not written by this bundle")
     return {"rim": 0.0, **found}  # where nothing is said, the rim was left as it is
+
+
+def training_parameters(trained: Mapping[str, Any], policy: str, keep_rate: Any) -> dict[str, Any]:
+    """Parameters of an evaluation that tell of the training, by the names they have there; none where it is unknown.
+
+    A checkpoint that lacks the digest of its training is known by its path alone: seeds of what may be different
+    trainings are not to be taken for seeds of one. trained: of :func:`trained`. policy, keep_rate: what is evaluated;
+    those of the training are added as trained_policy and trained_keep_rate where they are others.
+    """
+    if DIGEST not in trained:
+        return {}
+    known = {key: trained[key] for key in (*OF_TRAINING, "epoch") if key in trained}
+    other = {"policy": policy, "keep_rate": keep_rate}
+    return known | {f"trained_{key}": trained[key] for key, value in other.items() if trained[key] != value}
+
+
+def training_tags(trained: Mapping[str, Any]) -> dict[str, Any]:
+    """Tags of an evaluation: the digest of the training that `reg4pru compare` groups seeds by."""
+    return {DIGEST: trained[DIGEST]} if DIGEST in trained else {}
+
+
+def evaluated_options(trained: Mapping[str, Any], policy: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the policy that is evaluated: those of its training under the given ones."""
+    own = trained.get("policy_options") or {} if policy == trained["policy"] else {}
+    return {**own, **options}
 
 
 @dataclass(frozen=True)

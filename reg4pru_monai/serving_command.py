@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from .commands import readable
+
 tracking = typer.Typer(help="The journals of trainings, and MLflow.", no_args_is_help=True, rich_markup_mode=None)
 
 TrackingUri = Annotated[
@@ -28,11 +30,8 @@ def register(
     from . import serving
     from .weights import CheckpointError
 
-    try:
+    with readable(CheckpointError, MlflowException, ValueError, OSError):
         made = serving.register(checkpoint, name, alias, tracking_uri)
-    except (CheckpointError, MlflowException, ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     uri, model = made.logged.tracking_uri, made.model_uri
     typer.echo(
         f"{made.name} version {made.version}{f' ({made.alias})' if made.alias else ''}, run {made.logged.run_id}\n"

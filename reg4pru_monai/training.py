@@ -165,6 +165,7 @@ class TrainingState:
         self.validator = validator
         self.val_interval = val_interval
         self.configuration = dict(configuration)
+        self.identity: Mapping[str, Any] = {}  # what else tells this training from others; a resumed one may change it
         self.write = write
         self.keep_epochs = frozenset(keep_epochs)
         self.best_ap = -1.0
@@ -206,13 +207,15 @@ class TrainingState:
             loss = self.metrics["train/loss"]
             logger.info("epoch %d of %d: loss %.3f, validation %s", state.epoch, state.max_epochs, loss, scores)
         if self.write and state.epoch in self.keep_epochs:
-            save_checkpoint(kept_checkpoint(self.directory, state.epoch), self._averaged())
+            save_checkpoint(kept_checkpoint(self.directory, state.epoch), self._averaged(epoch=state.epoch))
         if self.write:
             save_checkpoint(self.last, self._complete())
 
-    def _averaged(self) -> dict[str, Any]:
+    def _averaged(self, **chosen: int) -> dict[str, Any]:
+        """The average weights. chosen: by what other than their AP, which tells them from the best."""
+        configuration = {**self.configuration, **self.identity, **chosen}
         network = self.trainer.average.module.state_dict()
-        return {"network": network, "epoch": self.trainer.state.epoch, "configuration": self.configuration}
+        return {"network": network, "epoch": self.trainer.state.epoch, "configuration": configuration}
 
     def _complete(self) -> dict[str, Any]:
         trainer = self.trainer
@@ -227,7 +230,7 @@ class TrainingState:
             "best_ap": self.best_ap,
             "run_id": self.run_id,
             "metrics": self.metrics,
-            "configuration": self.configuration,
+            "configuration": {**self.configuration, **self.identity, "epoch": trainer.state.epoch},
         }
 
     def _save_if_best(self, ap: float) -> None:

@@ -21,15 +21,16 @@ from PIL import Image
 import reg4pru_monai
 from conftest import ROOT
 from reg4pru_monai.bundle import _log_last_epoch, flag
+from reg4pru_monai.comparison.groups import compare
 from reg4pru_monai.evaluation import predict
 from reg4pru_monai.fundus.io import read_image, read_mask
 from reg4pru_monai.fundus.phantom import make_phantom
-from reg4pru_monai.inference import load_pipeline
+from reg4pru_monai.inference import evaluated_options, load_pipeline, training_parameters, training_tags
 from reg4pru_monai.plots import save_picture
 from reg4pru_monai.runtime import ConfigurationError, root_cause
 from reg4pru_monai.tracking import Tracker, read_journal
 from reg4pru_monai.tracking_store import calm, sqlite_uri
-from reg4pru_monai.weights import load_checkpoint
+from reg4pru_monai.weights import load_checkpoint, save_checkpoint
 from runs import BUNDLE, TINY, arguments, command, config, failure, run, settings, undisturbed, workflow
 
 METADATA = BUNDLE / "configs" / "metadata.json"
@@ -135,6 +136,42 @@ def test_the_mlflow_run_of_an_evaluation_is_complete(
     trained = {each.dataset.digest for each in the_run(training.parent)[1].inputs.dataset_inputs}
     assert (test.tags[0].value, test.dataset.name) == ("test", data.name)
     assert test.dataset.digest in trained
+
+
+def test_evaluations_of_several_seeds_of_one_training_are_one_configuration(training: Path, tmp_path: Path) -> None:
+    checkpoint, last = (load_checkpoint(training / "checkpoints" / f"{name}.pt") for name in ("best", "last"))
+    assert checkpoint["configuration"]["settings_digest"] == the_run(training.parent)[1].data.tags["settings_digest"]
+    assert last["configuration"] == checkpoint["configuration"] | {"epoch": 2}  # other weights of the same training
+    uri = sqlite_uri(tmp_path / "mlflow.db")
+    for name, changes in {"a": {}, "b": {"seed": 43}}.items():
+        told = checkpoint["configuration"] | changes
+        save_checkpoint(tmp_path / f"{name}.pt", checkpoint | {"configuration": told})
+        given = {"dataset_dir": str(training.parent / "phantoms-4-2-112-0"), "output_dir": str(tmp_path / name)}
+        run("evaluate", **given, checkpoint=str(tmp_path / f"{name}.pt"), tracking_uri=uri, run_id="evaluating")
+    with calm():
+        configurations = [row.configuration for row in compare(uri, "fundus_vessels")[1].rows]
+    (seeds,) = configurations
+    assert seeds.seeds == ["42", "43"]
+    trained_with = the_run(training.parent)[1].data.params
+    of_training = ("max_epochs", "learning_rate", "batch_size", "crop_size", "dataset_digest")
+    assert {key: seeds.settings[key] for key in of_training} == {key: trained_with[key] for key in of_training}
+
+
+def test_an_evaluation_with_another_policy_says_what_the_checkpoint_was_trained_with() -> None:
+    trained = {"policy": "reg4pru", "keep_rate": 0.7, "seed": 3, "settings_digest": "0123", "policy_options": {"a": 1}}
+    assert training_parameters(trained, "reg4pru", 0.7) == {"seed": 3}
+    assert training_parameters(trained, "dense", 0.5) == {
+        **{"seed": 3, "trained_policy": "reg4pru", "trained_keep_rate": 0.7},
+    }
+    assert training_parameters({**trained, "epoch": 8}, "reg4pru", 0.7) == {"seed": 3, "epoch": 8}
+    assert training_tags(trained) == {"settings_digest": "0123"}
+    assert evaluated_options(trained, "reg4pru", {"b": 2}) == {"a": 1, "b": 2}
+    assert evaluated_options(trained, "random", {"b": 2}) == {"b": 2}
+
+
+def test_a_checkpoint_without_the_digest_of_its_training_is_known_by_its_path_alone() -> None:
+    assert training_parameters({"policy": "dense", "keep_rate": 0.7, "seed": 3}, "dense", 0.7) == {}
+    assert training_tags({"seed": 3}) == {}
 
 
 def test_evaluating_the_best_weights_repeats_the_result_of_the_training(

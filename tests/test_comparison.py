@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from reg4pru_monai.benchmark_report import PUBLISHED
 from reg4pru_monai.cli import app
-from reg4pru_monai.comparison.figures import _write_numbers, published, series_of
+from reg4pru_monai.comparison.figures import _write_numbers, figures, published, series_of
 from reg4pru_monai.comparison.groups import Comparison, _not_worse, compare
 from reg4pru_monai.comparison.statistics import (
     Difference,
@@ -353,6 +353,16 @@ def test_a_filter_selects(runs: Runs) -> None:
     assert names(runs.compare("golden", filter_string="params.policy = 'reg4pru'")) == ["reg4pru@0.7"]
 
 
+def test_a_test_set_that_is_not_recorded_is_not_called_another_one(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "_log_test_set", lambda *given: None)
+    for policy in ("dense", "cropr"):
+        runs.add("unknown sets", policy)
+    found = runs.compare("unknown sets")
+    assert found.notes == ["no paired differences: the test set of dense is not recorded"]
+    assert "keep_rate.png" not in figures(found, False)  # one keep rate alone is no axis
+    assert "keep_rate.png" in figures(found, True)
+
+
 def test_what_takes_no_part_is_listed_with_the_reason(runs: Runs) -> None:
     for status in ("FAILED", "KILLED", "RUNNING"):
         runs.add("left out", "random", status=status, files=False)
@@ -505,7 +515,7 @@ def test_a_figure_of_an_earlier_comparison_does_not_stay(runs: Runs, tmp_path: P
     runs.add("without_files", "reg4pru", 1, files=False)
     runs.add("without_files", "dense", 1, files=False)
     assert invoke(runs, tmp_path, "--experiment", "without_files").exit_code == 0
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["keep_rate.png", "mine.png", "throughput.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["mine.png", "throughput.png"]
 
 
 def test_numbers_beside_points_cover_nothing() -> None:

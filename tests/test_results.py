@@ -29,6 +29,7 @@ def test_what_goes_to_mlflow_leaves_room_for_the_curves_of_a_training() -> None:
     # loss, segmentation, a policy's own, learning rate; AP and Dice; load of processor, memory and GPU, its memory
     assert len(found) + 4 + 2 + 4 < 40
     assert (found["pruned/ap"], found["pruned/ap_low"], found["dense/ap_high"]) == (0.25, 0.125, 0.625)
+    assert (found["pruned/auc_low"], found["pruned/auc_high"]) == (0.125, 0.375)
     assert found["pruned/surface_dice"] == 0.25
     assert found["efficiency"] == 0.75
     assert "pruned/full_frame/ap" not in found

@@ -313,7 +313,31 @@ def test_a_server_that_is_down_costs_one_warning(
     assert [result.status for result in sweep.run()] == ["finished", "finished"]
     said = [r.getMessage() for r in caplog.records if "cannot be asked what is done" in r.getMessage()]
     assert len(said) == 1
+    assert sweep.missing == [sweep.folder]  # these trainings keep no journal
     assert earlier_parent(sweep.folder, sweep.plan.digest) is None
+
+
+def test_a_store_that_cannot_be_used_is_named_with_the_cause_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, trial: Path
+) -> None:
+    uri, folder = "http://127.0.0.1:9", trial.parent / "runs" / "trial"
+    writes = "from pathlib import Path\nPath(FOLDER, 'journal.jsonl').touch()"
+    jobs = pretend(monkeypatch, trial, writes).plan.jobs
+    given = ["sweep", str(trial), "--output-dir", str(trial.parent / "runs"), "--tracking-uri", uri]
+    said = CliRunner().invoke(app, given)
+    assert said.exit_code == 0, said.output
+    command = shlex.join(
+        ["reg4pru", "tracking", "sync", *map(str, [folder, *(job.folder for job in jobs)]), "--tracking-uri", uri]
+    )
+    assert f"MLflow at {uri} has not taken everything" in said.stderr
+    assert said.stderr.splitlines()[-2] == command
+    assert [line.split()[2] for line in said.stdout.splitlines() if line.startswith(("a ", "b "))] == ["finished"] * 2
+
+
+def test_what_a_store_holds_needs_no_remedy(monkeypatch: pytest.MonkeyPatch, trial: Path) -> None:
+    sweep = pretend(monkeypatch, trial, "raise SystemExit(1)", uri=sqlite_uri(trial.parent / "mlflow.db"))
+    assert [result.status for result in sweep.run()] == ["failed", "failed"]
+    assert sweep.missing == []
 
 
 def test_a_parent_run_is_continued_by_the_same_settings_alone(tmp_path: Path) -> None:

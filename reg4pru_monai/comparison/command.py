@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ..commands import readable
+
 
 def compare(
     output: Annotated[Path, typer.Option(help="Folder for the table (Markdown, CSV) and the figures.")],
@@ -34,7 +36,7 @@ def compare(
     from .store import ComparisonError
     from .tables import table, write
 
-    try:
+    with readable(ComparisonError, OSError):
         check_folder(output)
         if "/" in metric or metric.endswith(("_low", "_high")):
             raise ComparisonError(f"--metric {metric}: give the name alone, such as ap, dice or hd95_px")
@@ -47,6 +49,3 @@ def compare(
         if found.parent:
             store.keep(found.parent, written, "comparison")
             typer.echo(f"kept in run {found.parent}, artifacts comparison/")
-    except (ComparisonError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None

@@ -1,6 +1,6 @@
 """Figures of a comparison. Shape and line style tell apart what colour does, so that they can be read without it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from itertools import product
 from pathlib import Path
@@ -47,7 +47,8 @@ def figures(comparison: Comparison, with_published: bool) -> dict[str, Callable[
     configurations = [row.configuration for row in comparison.rows]
     if any(np.isfinite(each.speed[0]) for each in configurations):
         found["throughput.png"] = lambda path: save_throughput(path, comparison, with_published)
-    if any(each.keep_rate is not None for each in configurations):
+    rates = {each.keep_rate for each in configurations} - {None}
+    if len(rates) > 1 or (rates and with_published):  # one alone is no axis
         found["keep_rate.png"] = lambda path: save_keep_rate(path, comparison, with_published)
     if any(run.curve for each in configurations for run in each.runs):
         found["precision_recall.png"] = lambda path: save_precision_recall(path, comparison)
@@ -65,7 +66,8 @@ def save_throughput(path: Path, comparison: Comparison, with_published: bool = F
 
     rows = [row for row in comparison.rows if np.isfinite(row.configuration.speed[0])]
     numbers = [comparison.rows.index(row) + 1 for row in rows]
-    entries = [f"{number}  {_value(row.configuration)}" for number, row in zip(numbers, rows, strict=True)]
+    name = label_of(comparison.metric)
+    entries = [f"{number}  {_value(row.configuration, name)}" for number, row in zip(numbers, rows, strict=True)]
     figure = Figure(figsize=(11 if with_published else 6.5, 4.8 + _legend_height(entries)), layout="constrained")
     panels = figure.subplots(1, 2 if with_published else 1, squeeze=False)[0]
     handles = _draw_throughput(panels[0], comparison, rows)
@@ -84,13 +86,14 @@ def _point(row: Row) -> tuple[float, float]:
 
 def _draw_throughput(axes: Any, comparison: Comparison, rows: Sequence[Row]) -> list[Any]:
     """A point with error bars for each row, and the Pareto front; returns the markers."""
-    policies = list(dict.fromkeys(row.configuration.policy for row in rows))
+    policies = _dense_first(dict.fromkeys(row.configuration.policy for row in rows))
     handles = []
     for row in rows:
         number = policies.index(row.configuration.policy)
         bars = axes.errorbar(
             *_point(row), xerr=_bar(row.configuration.speed[1]), yerr=_bar(row.configuration.pooled[1]),
             color=_of(COLOURS, number), marker=_of(MARKERS, number), markersize=7, elinewidth=1, capsize=3,
+            linestyle="none",
         )  # fmt: skip
         handles.append(bars[0])
     front = sorted(_point(row) for row in rows if row.on_front)
@@ -98,16 +101,28 @@ def _draw_throughput(axes: Any, comparison: Comparison, rows: Sequence[Row]) -> 
         axes.plot(*zip(*front, strict=True), color="grey", linestyle="--", linewidth=1, zorder=0)
     axes.margins(0.15)
     axes.set(xlabel="Images per second", ylabel=_axis(comparison))
-    refused = "not comparable, so no Pareto front" if comparison.obstacles else "dashed: Pareto front"
-    axes.set_title(f"{refused}; bars: ± sd over seeds", fontsize=9)
+    front_line = "dashed: Pareto front (nothing is both faster and better)"
+    refused = "not comparable, so no Pareto front (see the table)" if comparison.obstacles else front_line
+    axes.set_title(f"shape and colour: policy; {refused}\n{_seeds(rows)}", fontsize=9)
     axes.grid(alpha=0.3)
     return handles
 
 
-def _value(configuration: Configuration) -> str:
-    """dense  0.8123 ± 0.0012."""
+def _dense_first(policies: Iterable[str]) -> list[str]:
+    """Dense is black wherever it ranks, as in the published figures."""
+    return sorted(policies, key=lambda policy: policy != "dense")
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    """What the bars are, where there are any."""
+    several = any(len(row.configuration.runs) > 1 for row in rows)
+    return "bars: ± sd over seeds" if several else "one seed each, so no spread is known"
+
+
+def _value(configuration: Configuration, metric: str) -> str:
+    """dense   AP 0.8123 ± 0.0012."""
     mean, sd = configuration.pooled
-    return f"{configuration.name}   {mean:.4f}" + (f" ± {sd:.4f}" if np.isfinite(sd) else "")
+    return f"{configuration.name}   {metric} {mean:.4f}" + (f" ± {sd:.4f}" if np.isfinite(sd) else "")
 
 
 def _bar(deviation: float) -> float | None:
@@ -202,7 +217,7 @@ def series_of(configurations: Sequence[Configuration]) -> list[Series]:
         name = each.series
         if each.keep_rate is not None or each.policy == "dense":
             found.setdefault(name, Series(name, [])).points.append((each.keep_rate, *each.pooled))
-    return list(found.values())
+    return [found[name] for name in _dense_first(found)]
 
 
 def save_keep_rate(path: Path, comparison: Comparison, with_published: bool = False) -> None:
@@ -215,7 +230,7 @@ def save_keep_rate(path: Path, comparison: Comparison, with_published: bool = Fa
     panels = figure.subplots(1, 2 if with_published else 1, squeeze=False)[0]
     handles = [_draw_series(panels[0], number, each) for number, each in enumerate(series)]
     refused = "runs are not comparable (see the table); " if comparison.obstacles else ""
-    panels[0].set_title(f"{refused}bars: ± sd over seeds", fontsize=9)
+    panels[0].set_title(f"{refused}{_seeds(comparison.rows)}", fontsize=9)
     panels[0].set(xlabel="Keep rate of each stage", ylabel=_axis(comparison))
     panels[0].set_xticks(sorted({point[0] for each in series for point in each.points if point[0] is not None}))
     panels[0].grid(alpha=0.3)
@@ -266,8 +281,8 @@ def save_precision_recall(path: Path, comparison: Comparison) -> None:
             axes.plot(*curves[index], color="black", linestyle="--", linewidth=1)
         axes.plot(*curves[number], color=COLOURS[1], linewidth=1.8)
         axes.set(xlim=(0, 1), ylim=(max(0.0, np.floor(10 * low - 1) / 10), 1.01))
-        value = _value(row.configuration).removeprefix(row.configuration.name).strip()
-        _title(axes, comparison.rows.index(row) + 1, row, f"{label_of(comparison.metric)} {value}")
+        value = _value(row.configuration, label_of(comparison.metric)).removeprefix(row.configuration.name).strip()
+        _title(axes, comparison.rows.index(row) + 1, row, value)
     others = "; grey: the other configurations" if len(rows) > 1 else ""
     dashed = f"; dashed: {comparison.baseline.name}" if comparison.baseline and len(rows) > 1 else ""
     _finish(figure, "Recall", "Precision", f"Mean over seeds{others}{dashed}")
@@ -296,7 +311,9 @@ def save_per_image(path: Path, comparison: Comparison) -> None:
         axes.annotate(f"higher in {found.higher} of {found.images}", (0.04, 0.93), xycoords="axes fraction", fontsize=7)
     name = label_of(comparison.metric)
     across = f"{name} of an image, {comparison.baseline.name}"
-    _finish(figure, across, f"{name} of the same image", "One point for each image, mean over seeds; line: equal")
+    title = "One point for each image, mean over seeds; on the line both are equal, above it the one named is higher. "
+    title += f"Numbers: mean difference to {comparison.baseline.name} [95 % interval over images]"
+    _finish(figure, across, f"{name} of the same image, the configuration named above", title)
     figure.savefig(path, dpi=DPI)
 
 

@@ -328,15 +328,29 @@ def _notes(configurations: Sequence[Configuration], baseline: Configuration | No
     if baseline is None and len(configurations) > 1:
         names = ", ".join(each.name for each in configurations)
         notes.append(f"no paired differences: name one of these with --baseline: {names}")
-    other = [each.name for each in configurations if baseline and not _same_images(each, baseline)]
-    if baseline and other:
-        notes.append(f"no paired difference to {baseline.name}, measured on another test set: {', '.join(other)}")
-    if without := [run.name for each in configurations for run in each.runs if not run.per_image]:
-        notes.append(f"no {metric} per image, so no intervals: {', '.join(without)}")
+    if baseline and len(configurations) > 1:
+        notes += _unpaired([each for each in configurations if each is not baseline], baseline)
+    runs = [run for each in configurations for run in each.runs]
+    if without := [run.name for run in runs if not run.per_image]:
+        which = ", ".join(without) if len(without) < len(runs) else "all runs"
+        notes.append(f"no {metric} per image, so no intervals: {which}")
     if len({len(each.runs) for each in configurations}) > 1:
         notes.append("configurations have different numbers of seeds")
-    revisions = {run.revision for each in configurations for run in each.runs}
+    revisions = {run.revision for run in runs}
     if len(revisions) > 1:
         shown = ", ".join(sorted(str(revision)[:10] for revision in revisions))
         notes.append(f"runs were made by different revisions of the code: {shown}")
     return notes
+
+
+def _unpaired(others: Sequence[Configuration], baseline: Configuration) -> list[str]:
+    """Why there is no paired difference to the baseline, as far as the test sets are the cause."""
+    if baseline.conditions[TEST_SET] == NOT_RECORDED:
+        return [f"no paired differences: the test set of {baseline.name} is not recorded"]
+    causes: dict[str, list[str]] = {}
+    for each in others:
+        if not _same_images(each, baseline):
+            recorded = each.conditions[TEST_SET] != NOT_RECORDED
+            why = "measured on another test set" if recorded else "as the test set is not recorded"
+            causes.setdefault(why, []).append(each.name)
+    return [f"no paired difference to {baseline.name}, {why}: {', '.join(of)}" for why, of in causes.items()]

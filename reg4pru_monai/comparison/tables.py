@@ -35,7 +35,9 @@ def table(comparison: Comparison) -> str:
 
 
 def _wrapped(text: str) -> list[str]:
-    return [part for line in text.splitlines() for part in wrap(line, WIDTH, subsequent_indent="  ")]
+    return [
+        part for line in text.splitlines() for part in wrap(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    ]
 
 
 def _table(comparison: Comparison) -> list[list[str]]:

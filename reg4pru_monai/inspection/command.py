@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ..commands import readable
+
 
 def inspect(
     photograph: Annotated[Path, typer.Argument(help="A photograph.")],
@@ -25,11 +27,8 @@ def inspect(
     from .photograph import inspect_photograph
 
     folder = output or Path("inspection") / photograph.stem
-    try:
+    with readable(CheckpointError, ValueError, OSError):
         pipeline = load_pipeline(checkpoint or CHECKPOINT, keep_rate=keep_rate)
         written = inspect_photograph(pipeline, photograph, folder)
-    except (CheckpointError, ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     for path in written:
         typer.echo(f"written: {path}")

@@ -124,7 +124,8 @@ def _removed(found: Inspection) -> bytes:
     figure = _figure(3 * SIDE + 0.6, SIDE + 0.5)
     photograph, map_, bars = figure.subplots(1, 3)
     _show(photograph, found.photograph, "the photograph")
-    _show(map_, painted(found, [(s.removed, c) for s, c in zip(stages, chosen, strict=True)]), "removed tokens")
+    title = "colour: removed; grey: kept throughout" if stages else "no token is removed"
+    _show(map_, painted(found, [(s.removed, c) for s, c in zip(stages, chosen, strict=True)]), title)
     _count(bars, found, chosen)
     return _png(figure)
 
@@ -134,7 +135,7 @@ def _count(axes: Any, found: Inspection, chosen: Sequence[Any]) -> None:
     total, blocks = int(found.tokens.sum()), np.arange(_depth(found))
     away = [s.removed.sum() * ((s.block <= blocks) & (blocks < found.reactivate)) for s in found.stages]
     bottom = total - np.sum(away, axis=0) if away else np.full(len(blocks), total)
-    axes.bar(blocks, bottom, 0.9, color=ACTIVE, label="computed")
+    axes.bar(blocks, bottom, 0.9, color=ACTIVE, label="computed in the block")
     for stage, colour, height in zip(found.stages, chosen, away, strict=True):
         label = f"removed before block {stage.block}: {stage.removed.sum() / total:.0%}"
         axes.bar(blocks, height, 0.9, bottom, color=colour, label=label)
@@ -142,7 +143,7 @@ def _count(axes: Any, found: Inspection, chosen: Sequence[Any]) -> None:
     if found.stages:
         axes.axvline(found.reactivate - 0.5, color="black", linestyle="--", label="removed tokens come back")
     axes.set(xlabel="block", ylabel="tokens in the field of view", xticks=blocks, ylim=(0, 1.02 * total))
-    axes.set_title("tokens in each block" if found.stages else "nothing is removed", fontsize=10)
+    axes.set_title("what each block computes, and what waits" if found.stages else "nothing is removed", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_box_aspect(0.9)
     handles, labels = axes.get_legend_handles_labels()
@@ -166,6 +167,9 @@ def _scores(found: Inspection) -> bytes:
         title = f"removed before block {stage.block}: {stage.removed.sum()} of {np.isfinite(stage.score).sum()}"
         _show(below, painted(found, [(earlier, "black"), (stage.removed, colour)]), title)
         earlier = earlier | stage.removed
+    if len(found.stages) > 1:
+        gone = Patch(facecolor=str(GONE), edgecolor="black", label="dark grey: removed by an earlier stage")
+        figure.legend(handles=[gone], loc="outside lower center", fontsize=9)
     bar = figure.colorbar(ScalarMappable(Normalize(0, 100), "viridis"), ax=panels, shrink=0.5)
     bar.set_label("rank of the score, % of the tokens still there; the lowest are removed")
     return _png(figure)
@@ -186,16 +190,20 @@ def _reactivated(found: Inspection) -> bytes:
     pruned, after = found.variants["pruned"], found.reactivate < _depth(found)
     figure = _figure((2 + after) * SIDE + 0.9 * after, SIDE + 0.8)
     panels = figure.subplots(1, 2 + after)
-    _show(panels[0], painted(found, [(found.removed, BACK)]), f"came back: {found.removed.sum()} tokens")
+    _show(
+        panels[0],
+        painted(found, [(found.removed, BACK)]),
+        f"blue: {found.removed.sum()} of {found.tokens.sum()} tokens come back",
+    )
     back, vessels = found.pixels(found.removed), pruned.probability >= 0.5
     picture = np.full((*vessels.shape, 3), GONE) * found.inside[..., None]
     picture[vessels] = 1
     picture[vessels & back] = to_rgb(BACK)
     share = (vessels & back).sum() / max(vessels.sum(), 1)
-    _show(panels[1], picture, f"vessels: {share:.0%} in tokens that came back")
+    _show(panels[1], picture, f"the vessels found: {share:.0%} in tokens that came back")
     if after:
         change = pruned.probability - pruned.after[found.reactivate - 1]
-        image = _difference(panels[2], change, found, f"changed from block {found.reactivate} on")
+        image = _difference(panels[2], change, found, f"what changes after that, from block {found.reactivate} on")
         figure.colorbar(image, ax=panels[2], shrink=0.8, label=CHANGE, extend="both")
     patches = [Patch(color=BACK, label="in tokens that came back")]
     patches.append(Patch(facecolor="white", edgecolor="black", label="vessels in tokens that stayed"))
@@ -209,9 +217,10 @@ def _probabilities(found: Inspection) -> bytes:
     height = 2 * len(rows) - 1
     figure = _figure(3 * SIDE + 1.0, height * (SIDE + 0.25) + 0.2)
     panels = figure.subplots(height, 3, squeeze=False)
+    window = f"blocks {found.window.start} to {found.window.end - 1}"
     for axes, (name, plain, routed) in zip(panels, rows, strict=False):
         _probability(axes[0], plain, found, name)
-        probability = _probability(axes[1], routed, found, f"{name}, routed")
+        probability = _probability(axes[1], routed, found, f"{name}, routed: half skips {window}")
         difference = _compared(axes[2], plain, routed, found, "changed by routing")
     figure.colorbar(
         probability, ax=panels[0, -1] if height == 1 else panels[:2], shrink=0.6, label="vessel probability"

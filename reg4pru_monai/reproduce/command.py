@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ..commands import readable
+
 
 def reproduce(
     runs: Annotated[Path, typer.Argument(help="Folder with the trainings of configs/experiments/reproduce.yaml.")],
@@ -24,12 +26,9 @@ def reproduce(
     from .report import text, write
     from .results import Results
 
-    try:
+    with readable(CheckpointError, ValueError, OSError):
         rows = evaluate_all(runs, curves)
         written = write(output or runs / "report", rows)
-    except (CheckpointError, ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     typer.echo(text(Results(rows)))
     for path in written:
         typer.echo(f"written: {path}")

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ..commands import readable
+
 
 def sweep(
     experiment: Annotated[Path, typer.Argument(help="Experiment file, such as configs/experiments/policies.yaml.")],
@@ -31,28 +33,29 @@ def sweep(
     from ..fundus.datasets import DatasetError
     from .experiments import check_seeds, read_experiment
     from .plan import parse_overrides, plan, tracking_uris
-    from .results import exit_status, summary
+    from .results import exit_status, summary, sync_command
     from .run import Sweep
 
-    try:
+    with readable(ValueError, DatasetError, OSError):
         found = read_experiment(experiment)
         if seeds:
             numbers = [int(part) if part.strip().isdigit() else part for part in seeds.split(",")]
             found = replace(found, seeds=check_seeds(numbers, "--seeds"))
         asked, written = tracking_uris(tracking_uri, output_dir)
         planned = plan(found, output_dir, dataset_dir or (), written, parse_overrides(overrides or ()))
-    except (ValueError, DatasetError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     runner = Sweep(found, planned, asked, jobs, typer.echo)
     if dry_run:
         typer.echo(runner.preview())
         return
-    try:
+    with readable(OSError):
         results = runner.run()
-    except OSError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     others = f" ({runner.earlier_rows} more of earlier calls)" if runner.earlier_rows else ""
     typer.echo(f"\n{summary(results)}\n\nTable of all members{others}: {runner.table}")
+    if runner.missing:
+        typer.echo(
+            f"\nMLflow at {asked} has not taken everything. When it can be used, this sends what is missing:\n"
+            f"{sync_command(runner.missing, written)}\n"
+            "The same sweep again then puts all under one parent run, and trains nothing twice that has finished.",
+            err=True,
+        )
     raise typer.Exit(exit_status(results, runner.signals))

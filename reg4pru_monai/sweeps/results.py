@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..tracking_store import JOURNAL_NAME, Record, RunStore, calm, read_journal
 from .plan import Job
 
 GOOD = ("finished", "finished before")
+TRAINED = ("finished", "failed", "stopped")  # by this call
 COLUMNS = ("member", "seed", "status", "ap_dense", "ap_pruned", "minutes", "run_id", "output", "problem")
 
 
@@ -135,6 +137,12 @@ def summary(results: Sequence[Result]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)
+
+
+def sync_command(folders: Sequence[Path], tracking_uri: str | None) -> str:
+    """The command that sends the journals of output folders to MLflow. tracking_uri: None where it is found without."""
+    where = ["--tracking-uri", tracking_uri] if tracking_uri else []
+    return shlex.join(["reg4pru", "tracking", "sync", *map(str, folders), *where])
 
 
 def exit_status(results: Sequence[Result], signals: Sequence[int]) -> int:

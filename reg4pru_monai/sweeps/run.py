@@ -21,6 +21,7 @@ from .experiments import Experiment
 from .plan import Job, Plan, as_text
 from .results import (
     GOOD,
+    TRAINED,
     Result,
     as_csv,
     last_error,
@@ -70,6 +71,8 @@ class Sweep:
         self._results: dict[str, Result] = {}
         self._elsewhere: set[str] = set()
         self._warned = False
+        self._unasked = False  # whether the store could once not be asked
+        self.missing: list[Path] = []  # after `run`: folders with a journal that the store may not hold all of
 
     def run(self) -> list[Result]:
         """Run what is left to be done; return the results in the order of the plan. Never raises for a member."""
@@ -83,6 +86,10 @@ class Sweep:
                 time.sleep(POLL_SECONDS)
             results = [self._results.get(job.name, Result(job, "not run")) for job in self.plan.jobs]
             self._tell(parent, results)
+        if self.tracking_uri != OFF and (self._unasked or not parent.complete):
+            folders = [] if parent.complete else [self.folder]
+            folders += [each.job.folder for each in results if each.status in TRAINED and not each.run_id]
+            self.missing = [folder for folder in folders if (folder / JOURNAL_NAME).is_file()]
         return results
 
     def preview(self) -> str:
@@ -174,6 +181,7 @@ class Sweep:
             try:
                 return stored_result(job, self.tracking_uri)
             except Exception as error:
+                self._unasked = True
                 self._warn(f"cannot be asked what is done ({reason(error)}); the output folders are asked instead")
         return local_result(job)
 
