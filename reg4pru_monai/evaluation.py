@@ -21,9 +21,9 @@ from .files import replacing, write_rows
 from .fundus.fov import FieldOfView
 from .fundus.io import FundusReadError, read_image, read_mask
 from .mask_metrics import ComparisonMetrics, flat
+from .networks import Network, UNetSegmenter
 from .plots import overlay, save_curves, save_picture, save_reliability
 from .runtime import bar_interval
-from .segmenter import Segmenter
 from .windows import FundusWindowInferer
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def postprocessing(preprocessing: Compose, key: str = "pred") -> Compose:
 
 
 def predict(
-    network: Segmenter,
+    network: Network,
     item: Mapping[str, Any],
     preprocessing: Compose,
     inferer: FundusWindowInferer,
@@ -102,7 +102,7 @@ class Evaluation:
         self.output_dir = Path(output_dir)
         self.overlays = overlays
 
-    def run(self, network: Segmenter) -> dict[str, float]:
+    def run(self, network: Network) -> dict[str, float]:
         """Evaluate pruned and dense; returns flat metrics ``pruned/ap``, ``dense/images_per_second``, …
 
         Writes metrics.json, per_image.csv, precision_recall.csv, precision_recall.png, reliability.png and overlays/
@@ -132,7 +132,7 @@ class Evaluation:
         self._write(result, metrics)
         return result
 
-    def measured_with(self, network: Segmenter) -> dict[str, str]:
+    def measured_with(self, network: Network) -> dict[str, str]:
         """What the speed depends on beside the network: hardware, dtype, and windows per forward pass."""
         dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
         return {"hardware": hardware(self.device), "dtype": dtype, "batch_size": str(self.inferer.batch_size)}
@@ -153,12 +153,12 @@ class Evaluation:
             found |= {f"second_observer/{key}": values[key] for key in values if key.split("/")[-1] in known}
         return found
 
-    def _cost(self, variants: Mapping[str, Segmenter], item: Mapping[str, Any]) -> dict[str, float]:
+    def _cost(self, variants: Mapping[str, Network], item: Mapping[str, Any]) -> dict[str, float]:
         """FLOPs and peak memory of each variant on the first image; warms up for the timing."""
         costs: dict[str, float] = {}
         for name, variant in variants.items():
 
-            def run(variant: Segmenter = variant) -> Prediction:
+            def run(variant: Network = variant) -> Prediction:
                 return predict(variant, item, self.preprocessing, self.inferer, self.device)
 
             costs[f"{name}/gflops"] = count_flops(run) / 1e9

@@ -24,6 +24,7 @@ from ..fundus.fov import FieldOfView
 from ..fundus.io import read_mask
 from ..inference import Pipeline, load_pipeline
 from ..metrics import VesselMetrics
+from ..networks import transformer
 from ..policies.cropr import patch_labels
 from ..runtime import bar_interval
 from ..segmenter import Segmenter
@@ -86,7 +87,7 @@ def _evaluated(run: Run, epoch: int, part: str) -> list[dict[str, Any]]:
     checkpoint = kept_checkpoint(run.folder / "checkpoints", epoch)
     pipeline = load_pipeline(checkpoint, settings["device"], window_size=settings["window_size"])
     make = {"final": final_variants, "course": course_variants, "keep_rates": keep_rate_variants}[part]
-    variants = make(pruning(pipeline.network, settings))
+    variants = make(pruning(transformer(pipeline.network, "reproduce"), settings))
     if settings["policy"] == "dense":  # its selectors were never trained, so they have no mask of training
         left_out = {"noisy", "soft"} if part == "final" else {"pruned"}
         variants = {name: variant for name, variant in variants.items() if name not in left_out}
