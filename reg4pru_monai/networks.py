@@ -77,9 +77,7 @@ class UNetSegmenter(nn.Module):
 Network: TypeAlias = Segmenter | UNetSegmenter
 
 
-def build_network(
-    preset: str = "tiny", policy: str = "reg4pru", decoder: str = "skip", **options: Any
-) -> Network:
+def build_network(preset: str = "tiny", policy: str = "reg4pru", decoder: str = "skip", **options: Any) -> Network:
     """Build the network of a preset.
 
     preset: a name in PRESETS or U_NETS. policy, decoder, options: as of :func:`build_segmenter`; of a U-Net "dense" and
@@ -103,5 +101,7 @@ def build_network(
 def transformer(network: Network, what: str) -> Segmenter:
     """The network, if it has tokens. what: that needs them, for the message. Raises ValueError."""
     if isinstance(network, UNetSegmenter):
-        raise ValueError(f"{what} is for transformers; the checkpoint is of MONAI's {network.name}, which has no tokens")
+        raise ValueError(
+            f"{what} is for transformers; the checkpoint is of MONAI's {network.name}, which has no tokens"
+        )
     return network
