@@ -39,8 +39,7 @@ class UNetSegmenter(nn.Module):
     def forward(self, image: Tensor, fov: Any = None) -> Tensor:
         """image: (B, 3, H, W) float32, normalised, any height and width. fov: unused. Returns logits (B, 1, H, W)."""
         height, width = image.shape[-2:]
-        padded = F.pad(image, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
-        logits: Tensor = self.network(padded)
+        logits: Tensor = self.network(F.pad(image, (0, _missing(width), 0, _missing(height))))
         return logits[..., :height, :width]
 
     def forward_with_lengths(self, image: Tensor, fov: Any = None) -> tuple[Tensor, tuple[int, ...]]:
@@ -72,6 +71,11 @@ class UNetSegmenter(nn.Module):
     def with_keep_rate(self, keep_rate: Any) -> NoReturn:
         """Raises ValueError, as :meth:`with_policy`."""
         self.with_policy(None)
+
+
+def _missing(side: int) -> int:
+    """Pixels to add to a side: whole multiples, at least two, because instance norm needs more than one value."""
+    return max(-side % MULTIPLE, 2 * MULTIPLE - side)
 
 
 Network: TypeAlias = Segmenter | UNetSegmenter
