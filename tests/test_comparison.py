@@ -532,8 +532,8 @@ def test_every_test_set_has_its_table_and_speed_one_of_its_own(runs: Runs) -> No
     detailed(runs, "dense", 1, u_net | {"parameters": 1979009.0}, ap=0.5, **more)
     page = markdown(runs.compare("detailed"), [], False)
     tables = {part.split("\n")[0]: part for part in page.split("## ")[1:]}
-    assert list(tables) == ["Speed and size", *(f"Accuracy on {n}" for n in ("CHASE_DB1 (8 images)", "HRF (27 images)")),
-                            "Accuracy on phantoms"]  # fmt: skip
+    sets = ("CHASE_DB1 (8 images)", "HRF (27 images)", "phantoms")
+    assert list(tables) == ["Speed and size", *(f"Accuracy on {name}" for name in sets)]
     speed = tables["Speed and size"]
     assert "| 1 | reg4pru@0.7 | 1,775,435 | 4.00 | 8.00 | 1.50 | 2.00 | 0.90 | 50.0 / 25.0 | 200 / 200 |" in speed
     assert "| 1,979,009 | 4.00 | – | – | – | – | 50.0 | 200 |" in speed

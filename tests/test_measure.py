@@ -239,7 +239,7 @@ def test_keep_rates_prints_a_column_for_each_data_set(
     script("keep_rates").main(words)
     table = rows(capsys.readouterr().out)
     assert table["keep rate"] == [
-        *("GFLOPs", "speed-up", "phantoms AP", "phantoms Dice", "other AP", "other Dice", "all AP", "all Dice", "")
+        *("GFLOPs", "speed-up", "phantoms AP", "phantoms Dice", "other AP", "other Dice", "all AP", "all Dice")
     ]
     assert table["1.0"][2:] == table["dense"][2:]
     gflops = {name: float(table[name][0]) for name in ("0.5", "0.5 behind", "1.0")}
