@@ -23,9 +23,9 @@ from .evaluation import Evaluation, check_labels
 from .fundus.datasets import datalist, digest, find_samples, split
 from .fundus.splits import PARTS
 from .inference import IDENTITY
+from .networks import Network, UNetSegmenter, build_network
 from .results import UNFINISHED, description, headline, table
 from .runtime import EXPECTED, ConfigurationError, root_cause
-from .segmenter import Segmenter, build_segmenter
 from .tracking import OFF, SilentTracker, Tracker, TrackingHandler, environment_tags, terminate_as_interrupt
 from .tracking_store import read_journal
 from .training import TrainingState, VesselTrainer, progress_bar
@@ -166,7 +166,7 @@ def begin(name: str, seed: int | None = None, **network: Any) -> None:
     check_keys(name)
     if network:
         with torch.device("meta"):
-            build_segmenter(**network)
+            build_network(**network)
     if seed is not None:
         set_determinism(seed)
 
@@ -178,15 +178,17 @@ def start_processes() -> None:
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
-def with_backbone(network: Segmenter, backbone: str | None) -> Segmenter:
+def with_backbone(network: Network, backbone: str | None) -> Network:
     """The network, with its encoder from the file of a pretrained backbone where one is given."""
     if backbone is not None:
+        if isinstance(network, UNetSegmenter):
+            raise ConfigurationError(f"backbone belongs to transformers; take it out for {network.name}")
         initial = load_backbone(network, backbone)
         logger.info("backbone %s loaded; %d parameters start from scratch", backbone, len(initial))
     return network
 
 
-def compiled(network: Segmenter, wanted: Any) -> Segmenter:
+def compiled(network: Network, wanted: Any) -> Network:
     """The network, its blocks compiled in place where ``wanted``."""
     return network.compile_blocks() if flag("compile", wanted) else network
 

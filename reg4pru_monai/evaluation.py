@@ -21,9 +21,9 @@ from .files import replacing, write_rows
 from .fundus.fov import FieldOfView
 from .fundus.io import FundusReadError, read_image, read_mask
 from .mask_metrics import ComparisonMetrics, flat
+from .networks import Network, UNetSegmenter
 from .plots import overlay, save_curves, save_picture, save_reliability
 from .runtime import bar_interval
-from .segmenter import Segmenter
 from .windows import FundusWindowInferer
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def postprocessing(preprocessing: Compose, key: str = "pred") -> Compose:
 
 
 def predict(
-    network: Segmenter,
+    network: Network,
     item: Mapping[str, Any],
     preprocessing: Compose,
     inferer: FundusWindowInferer,
@@ -82,8 +82,9 @@ def restored(item: Mapping[str, Any], logits: Tensor, preprocessing: Compose) ->
 class Evaluation:
     """Evaluates variants of one network on the same images, interleaved, and writes what it found into a folder.
 
-    data: dictionaries with "image", "label", "name", "subject", and where known "group" and "second_observer", as
-    ``fundus.datasets.datalist`` makes them. preprocessing: the one of training.
+    data: dictionaries with "image", "label", "name", "subject", and where known "dataset", "group" and
+    "second_observer", as ``fundus.datasets.datalist`` makes them. preprocessing: the one of training. overlays: of how
+    many photographs of each data set a picture is drawn.
     """
 
     def __init__(
@@ -95,25 +96,29 @@ class Evaluation:
         output_dir: str | Path,
         overlays: int = 3,
     ):
-        self.data = list(data)
+        self.sets = tuple(dict.fromkeys(entry.get("dataset", "") for entry in data))
+        self.data = [entry for each in self.sets for entry in data if entry.get("dataset", "") == each]
         self.preprocessing = preprocessing
         self.inferer = inferer
         self.device = device
         self.output_dir = Path(output_dir)
         self.overlays = overlays
 
-    def run(self, network: Segmenter) -> dict[str, float]:
+    def run(self, network: Network) -> dict[str, float]:
         """Evaluate pruned and dense; returns flat metrics ``pruned/ap``, ``dense/images_per_second``, …
 
+        A U-Net is evaluated dense only. Of several data sets there are also ``pruned/dataset/HRF/ap``, …
         Writes metrics.json, per_image.csv, precision_recall.csv, precision_recall.png, reliability.png and overlays/
         into the output folder.
         """
         network = network.to(self.device).eval()
-        variants = {"pruned": network, "dense": network.dense()}
-        metrics = {name: ComparisonMetrics() for name in variants}
+        variants: dict[str, Network] = {} if isinstance(network, UNetSegmenter) else {"pruned": network}
+        variants["dense"] = network.dense()
+        shown = next(iter(variants))
+        parts = {name: {each: ComparisonMetrics() for each in self.sets} for name in variants}
         human = ComparisonMetrics(probabilities=False)
         times: dict[str, list[float]] = {name: [] for name in variants}
-        result: dict[str, float] = {}
+        result: dict[str, float] = {"parameters": float(sum(each.numel() for each in network.parameters()))}
         for number, entry in enumerate(tqdm(self.data, desc="evaluating", mininterval=bar_interval())):
             item = self.preprocessing(dict(entry))
             if number == 0:
@@ -124,15 +129,18 @@ class Evaluation:
             for name in sorted(variants, reverse=bool(number % 2)):
                 found = predict(variants[name], item, self.preprocessing, self.inferer, self.device)
                 times[name].append(found.seconds)
-                metrics[name].update(found.probability[0].numpy(), label, fov, entry["name"], entry["subject"])
-                if name == "pruned" and number < self.overlays:
+                own = parts[name][entry.get("dataset", "")]
+                own.update(found.probability[0].numpy(), label, fov, entry["name"], entry["subject"])
+                if name == shown and len(own.rows) <= self.overlays:
                     self._picture(entry, found.probability)
-        result |= _speeds(times) | self._accuracy(metrics, human)
-        result["efficiency"] = result["pruned/speedup"] / (result["dense/gflops"] / result["pruned/gflops"])
+        metrics = {name: _joined(own) for name, own in parts.items()}
+        result |= _speeds(times) | self._accuracy(metrics, human) | _by_dataset(parts)
+        if "pruned" in variants:
+            result["efficiency"] = result["pruned/speedup"] / (result["dense/gflops"] / result["pruned/gflops"])
         self._write(result, metrics)
         return result
 
-    def measured_with(self, network: Segmenter) -> dict[str, str]:
+    def measured_with(self, network: Network) -> dict[str, str]:
         """What the speed depends on beside the network: hardware, dtype, and windows per forward pass."""
         dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
         return {"hardware": hardware(self.device), "dtype": dtype, "batch_size": str(self.inferer.batch_size)}
@@ -153,12 +161,12 @@ class Evaluation:
             found |= {f"second_observer/{key}": values[key] for key in values if key.split("/")[-1] in known}
         return found
 
-    def _cost(self, variants: Mapping[str, Segmenter], item: Mapping[str, Any]) -> dict[str, float]:
+    def _cost(self, variants: Mapping[str, Network], item: Mapping[str, Any]) -> dict[str, float]:
         """FLOPs and peak memory of each variant on the first image; warms up for the timing."""
         costs: dict[str, float] = {}
         for name, variant in variants.items():
 
-            def run(variant: Segmenter = variant) -> Prediction:
+            def run(variant: Network = variant) -> Prediction:
                 return predict(variant, item, self.preprocessing, self.inferer, self.device)
 
             costs[f"{name}/gflops"] = count_flops(run) / 1e9
@@ -174,7 +182,7 @@ class Evaluation:
         values = {name: value if math.isfinite(value) else None for name, value in result.items()}
         with replacing(self.output_dir / "metrics.json") as beside:
             beside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
-        names = [name for name in metrics["pruned"].names if name not in COLUMNS]
+        names = [name for name in metrics["dense"].names if name not in COLUMNS]
         with replacing(self.output_dir / "per_image.csv") as beside:
             write_rows(beside, self._rows(metrics), (*COLUMNS, *names, *LAST_COLUMNS))
         curves = {name: metric.vessels.operating_points() for name, metric in metrics.items()}
@@ -196,6 +204,23 @@ class Evaluation:
             for name, metric in metrics.items()
             for entry, row in zip(self.data, map(dict, metric.rows), strict=True)
         ]
+
+
+def _joined(parts: Mapping[str, ComparisonMetrics]) -> ComparisonMetrics:
+    whole = ComparisonMetrics()
+    for part in parts.values():
+        whole.extend(part)
+    return whole
+
+
+def _by_dataset(parts: Mapping[str, Mapping[str, ComparisonMetrics]]) -> dict[str, float]:
+    """The pooled metrics of each variant on each data set, and its number of images; nothing where there is one."""
+    found: dict[str, float] = {}
+    for variant, own in parts.items():
+        for name, metrics in own.items() if len(own) > 1 else ():
+            found |= {f"{variant}/dataset/{name}/{key}": value for key, value in flat(metrics.pooled()).items()}
+            found[f"dataset/{name}/images"] = float(len(metrics.rows))
+    return found
 
 
 def _speeds(times: dict[str, list[float]]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from .files import replacing
 from .fundus.phantom import make_phantom
 from .inference import load_pipeline
+from .networks import transformer
 from .policies import Trace
 from .segmenter import Segmenter
 
@@ -49,7 +50,8 @@ def export_checkpoint(
     keep_rate: share of the tokens kept at each stage, 1.0 prunes nothing; default: as trained. device: where .pt2 and
     .ts files are to run. The rest, what is returned and the errors: as :func:`export`; also raises CheckpointError.
     """
-    return export(load_pipeline(checkpoint, device, keep_rate).network, target, size)
+    network = transformer(load_pipeline(checkpoint, device, keep_rate).network, "export")
+    return export(network, target, size)
 
 
 def export(network: Segmenter, target: str | Path, size: int = 256) -> float:

@@ -14,10 +14,10 @@ from .evaluation import predict
 from .fundus.fov import DEFAULT_DIAMETER
 from .fundus.io import read_image
 from .fundus.rim import RIM
+from .networks import Network, build_network
 from .policies import build_policy
 from .presets import KEEP_RATE
 from .runtime import select_device
-from .segmenter import Segmenter, build_segmenter
 from .transforms import preprocessing
 from .weights import CheckpointError, load_checkpoint, load_network
 from .windows import FundusWindowInferer
@@ -87,7 +87,7 @@ class Pipeline:
     """Photograph in, vessel probability out, by the same steps as the bundle. Made by :func:`load_pipeline`."""
 
     def __init__(
-        self, network: Segmenter, preprocessing: Compose, inferer: FundusWindowInferer, device: torch.device
+        self, network: Network, preprocessing: Compose, inferer: FundusWindowInferer, device: torch.device
     ) -> None:
         self.network = network.to(device).eval()
         self.preprocessing = preprocessing
@@ -126,7 +126,7 @@ def load_pipeline(
     """
     where = select_device(device)
     settings = trained(str(checkpoint))
-    network = build_segmenter(**{key: settings[key] for key in ARCHITECTURE})
+    network = build_network(**{key: settings[key] for key in ARCHITECTURE})
     load_network(network, checkpoint)
     if keep_rate is not None:
         network = network.with_keep_rate(keep_rate)
@@ -137,7 +137,7 @@ def load_pipeline(
     return Pipeline(network, steps, FundusWindowInferer(window_size), where)
 
 
-def _with_policy(network: Segmenter, policy: str, trained_with: str) -> Segmenter:
+def _with_policy(network: Network, policy: str, trained_with: str) -> Network:
     if policy == trained_with:
         return network
     if policy == "dense":

@@ -243,6 +243,16 @@ class ComparisonMetrics:
         self.rows.append(row)
         return row
 
+    def extend(self, other: "ComparisonMetrics") -> None:
+        """Add the images of another one behind these; it stays as it is."""
+        self.vessels.extend(other.vessels)
+        self.rows += other.rows
+        self.calibration = self.calibration + other.calibration
+        self._histogram = self._histogram + other._histogram
+        self._subjects += other._subjects
+        for name, counts in other._counts.items():
+            self._counts.setdefault(name, []).extend(counts)
+
     def _shape(self, predicted: np.ndarray, vessel: np.ndarray, scale: float) -> dict[str, float]:
         """Metrics of masks that ``VesselMetrics`` has not."""
         pieces, holes = (abs(a - b) for a, b in zip(*map(compute_betti_numbers, (predicted, vessel)), strict=True))

@@ -258,6 +258,17 @@ class VesselMetrics:
         self._rows.append(row)
         return row
 
+    def extend(self, other: VesselMetrics) -> None:
+        """Add the images of another one behind these; it stays as it is."""
+        before = len(self._rows)
+        self._inside = self._inside + other._inside
+        self._outside = self._outside + other._outside
+        self._frame_counts = self._frame_counts + other._frame_counts
+        self._groups += [before + group if isinstance(group, int) else group for group in other._groups]
+        self._rows += other._rows
+        for name, counts in other._stored.items():
+            self._stored[name] += counts
+
     def _add_skeletons(
         self, predicted: torch.Tensor, label: torch.Tensor, fov: torch.Tensor, outside: torch.Tensor
     ) -> dict[str, float]:

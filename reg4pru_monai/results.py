@@ -1,5 +1,6 @@
 """What is said of an evaluation: metrics for MLflow, the table for the terminal, the description of a run."""
 
+import re
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
@@ -21,12 +22,14 @@ SHARES = {  # pooled over pixels but the last
     **{"specificity": "Specificity", "thin_vessel_recall": "Thin-vessel recall", "ece": "ECE"},
     "per_image/surface_dice": "Surface Dice",
 }
+POOLED = ("ap", "dice", "auc", "cldice")
 GROUPED = ("ap", "dice", "cldice", "thin_vessel_recall")
 
 
 def headline(result: Mapping[str, float]) -> dict[str, float]:
     """The few metrics that go to MLflow, by the names they have there behind the name of the part.
 
+    Of several data sets, AP on each as the network is meant to run: there is room for two (see HEADLINE).
     What is undefined, as thin-vessel recall where no vessel is thin, is left out; but not AP and Dice: the tracker
     notes with a tag that they are, and `reg4pru compare` says so.
     """
@@ -34,7 +37,29 @@ def headline(result: Mapping[str, float]) -> dict[str, float]:
     names = [f"{variant}/{key}" for variant, keys in HEADLINE.items() for key in keys]
     sources = {name: images.get(name, name) for name in [*names, "efficiency"]}
     kept = {f"{variant}/{key}" for variant in HEADLINE for key in ("ap", "dice")}
-    return {name: result[source] for name, source in sources.items() if name in kept or isfinite(result[source])}
+    found = {name: result[source] for name, source in sources.items() if source in result}
+    for dataset in datasets(result):
+        found[f"{main_variant(result)}/dataset/{_plain(dataset)}/ap"] = result[_of(dataset, result, "ap")]
+    return {name: value for name, value in found.items() if name in kept or isfinite(value)}
+
+
+def main_variant(result: Mapping[str, float]) -> str:
+    """How a network is meant to run: pruned, or dense where it has no tokens to prune."""
+    return "pruned" if "pruned/ap" in result else "dense"
+
+
+def datasets(result: Mapping[str, Any]) -> list[str]:
+    """The names of the data sets that a result tells apart; none where there is one."""
+    return [name.split("/")[1] for name in result if name.startswith("dataset/")]
+
+
+def _of(dataset: str, result: Mapping[str, float], key: str) -> str:
+    return f"{main_variant(result)}/dataset/{dataset}/{key}"
+
+
+def _plain(name: str) -> str:
+    """The name of a folder as MLflow takes it."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
 def table(result: Mapping[str, float]) -> str:
@@ -42,7 +67,7 @@ def table(result: Mapping[str, float]) -> str:
     columns = ("ap", "dice", "auc", "cldice", "images_per_second", "gflops")
     titles = ("AP", "Dice", "AUC", "clDice", "images/s", "GFLOPs")
     lines = ["".join([f"{'':<8}", *(f"{title:>10}" for title in titles)])]
-    for variant in ("dense", "pruned"):
+    for variant in _variants(result):
         values = (f"{result[f'{variant}/{c}']:>10.{1 if c == 'gflops' else 2 if '_' in c else 4}f}" for c in columns)
         lines.append(f"{variant:<8}" + "".join(values))
     return "\n".join(lines)
@@ -62,8 +87,10 @@ def description(
         _table(_accuracy(result, images)),
         _table(_speed(result)),
     ]
+    if found := _datasets(result):
+        parts += [f"Each data set, {main_variant(result)}:", _table(found)]
     if groups := _groups(result):
-        parts += ["Means over the images of each group, pruned:", _table(groups)]
+        parts += [f"Means over the images of each group, {main_variant(result)}:", _table(groups)]
     parts += [
         "Brackets: 95 % interval over subjects. Pooled over the pixels in the field of view; surface Dice is the mean "
         f"of images. Measured on {measured_with['hardware']}, {measured_with['dtype']}, "
@@ -95,9 +122,10 @@ def _accuracy(result: Mapping[str, float], images: int) -> list[Sequence[str]]:
 
 
 def _speed(result: Mapping[str, float]) -> list[Sequence[str]]:
-    cells = [[name, *(_number(result[f"{name}/{key}"]) for key in SPEED)] for name in ("dense", "pruned")]
+    cells = [[name, *(_number(result[f"{name}/{key}"]) for key in SPEED)] for name in _variants(result)]
     cells[0] += ["1", ""]
-    cells[1] += [f"{result['pruned/speedup']:.2f}", f"{result['efficiency']:.2f}"]
+    for row in cells[1:]:
+        row += [f"{result['pruned/speedup']:.2f}", f"{result['efficiency']:.2f}"]
     return [["", "Images/s", "Latency (ms)", "GFLOPs", "Peak memory (MiB)", "Speed-up", "Efficiency"], *cells]
 
 
@@ -106,12 +134,27 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
+def _variants(result: Mapping[str, float]) -> list[str]:
+    """Those that were evaluated."""
+    return [name for name in ("dense", "pruned") if f"{name}/ap" in result]
+
+
+def _datasets(result: Mapping[str, float]) -> list[Sequence[str]]:
+    titles = ["Data set", "Images", *(SHARES[key] for key in POOLED)]
+    rows = [
+        [name, f"{result[f'dataset/{name}/images']:.0f}"]
+        + [_interval(result, _of(name, result, key)) for key in POOLED]
+        for name in datasets(result)
+    ]
+    return [titles, *rows] if rows else []
+
+
 def _groups(result: Mapping[str, float]) -> list[Sequence[str]]:
     names = [name.split("/")[1] for name in result if name.startswith("group/")]
     titles = ["Group", "Images", *(SHARES[key] for key in GROUPED)]
     rows = [
         [name, f"{result[f'group/{name}/images']:.0f}"]
-        + [_interval(result, f"pruned/group/{name}/{key}") for key in GROUPED]
+        + [_interval(result, f"{main_variant(result)}/group/{name}/{key}") for key in GROUPED]
         for name in names
     ]
     return [titles, *rows] if rows else []

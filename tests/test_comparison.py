@@ -509,6 +509,56 @@ def test_the_folder_holds_tables_and_figures(runs: Runs, golden: Comparison, tmp
     assert "arXiv 2602.02163" in page
 
 
+def all_metrics(**more: float | None) -> dict[str, float | None]:
+    """metrics.json of a run on two data sets, in which every value tells where it stands."""
+    found: dict[str, float | None] = {"parameters": 1775435.0, "efficiency": 0.9, "pruned/speedup": 1.5}
+    for variant, value in (("dense", 0.5), ("pruned", 0.25)):
+        found |= {f"{variant}/gflops": 100 * value, f"{variant}/images_per_second": 2 / value}
+        found |= {f"{variant}/peak_memory_mib": 200.0}
+        for middle, shift in (("", 0.0), ("dataset/CHASE_DB1/", 0.125), ("dataset/HRF/", 0.0625)):
+            for end, more_or_less in (("", 0.0), ("_low", -0.125), ("_high", 0.125)):
+                found |= {f"{variant}/{middle}{key}{end}": value + shift + more_or_less for key in ("ap", "dice")}
+    return found | {"dataset/CHASE_DB1/images": 8.0, "dataset/HRF/images": 27.0, "pruned/auc": None} | more
+
+
+def detailed(runs: Runs, policy: str, seed: int, values: Mapping[str, float | None], **options: Any) -> None:
+    """A run in the experiment "detailed" with its metrics.json."""
+    (runs.folder / "detailed").mkdir(exist_ok=True)
+    identity = runs.add("detailed", policy, seed, files=False, **options)
+    path = runs.folder / "detailed" / "metrics.json"
+    path.write_text(json.dumps(values))
+    with calm():
+        from mlflow.tracking import MlflowClient
+
+        MlflowClient(runs.uri).log_artifact(identity, str(path))
+
+
+def test_every_test_set_has_its_table_and_speed_one_of_its_own(runs: Runs) -> None:
+    detailed(runs, "reg4pru", 1, all_metrics(), ap=0.7)
+    detailed(runs, "reg4pru", 2, all_metrics(**{"pruned/dataset/HRF/ap": 0.4375}), ap=0.7)
+    detailed(runs, "dense", 1, all_metrics(), ap=0.6)
+    u_net = {name: value for name, value in all_metrics().items() if not name.startswith(("pruned", "effic"))}
+    more = {"parameters": {"preset": "BasicUNet"}, "metrics": {"test/dense/images_per_second": 1.0}}
+    detailed(runs, "dense", 1, u_net | {"parameters": 1979009.0}, ap=0.5, **more)
+    page = markdown(runs.compare("detailed"), [], False)
+    tables = {part.split("\n")[0]: part for part in page.split("## ")[1:]}
+    sets = ("CHASE_DB1 (8 images)", "HRF (27 images)", "phantoms")
+    assert list(tables) == ["Speed and size", *(f"Accuracy on {name}" for name in sets)]
+    speed = tables["Speed and size"]
+    assert "| 1 | reg4pru@0.7 | 1,775,435 | 4.00 | 8.00 | 1.50 | 2.00 | 0.90 | 50.0 / 25.0 | 200 / 200 |" in speed
+    assert "| 1,979,009 | 4.00 | – | – | – | – | 50.0 | 200 |" in speed
+    hrf = tables["Accuracy on HRF (27 images)"]
+    # two seeds: 0.3125 and 0.4375
+    assert (
+        "| 1 | reg4pru@0.7 | pruned | 0.3750 ± 0.0884 [0.188, 0.438] | 0.3125 ± 0.0000 [0.188, 0.438] | – | – |" in hrf
+    )
+    assert "| 1 | reg4pru@0.7 | dense | 0.5625 ± 0.0000 [0.438, 0.688] |" in hrf
+    assert hrf.count("| dense |") == 3
+    assert hrf.count("| pruned |") == 1  # what was trained dense and what has no tokens stand there once
+    assert "| 0.2500 ± 0.0000 [0.125, 0.375] |" in tables["Accuracy on phantoms"]
+    assert "± sd over seeds" in page.split("## ")[-1]
+
+
 def test_a_figure_of_an_earlier_comparison_does_not_stay(runs: Runs, tmp_path: Path) -> None:
     for name in ("per_image.png", "precision_recall.png", "mine.png"):
         (tmp_path / name).touch()

@@ -11,7 +11,9 @@ from fire.parser import DefaultParseValue
 
 from conftest import ROOT
 from reg4pru_monai.configuration import check_configuration, configuration_digest, merged_configuration
+from reg4pru_monai.networks import UNetSegmenter, build_network
 from reg4pru_monai.policies import POLICIES, build_policy
+from reg4pru_monai.presets import PRESETS
 from reg4pru_monai.runtime import ConfigurationError
 from reg4pru_monai.segmenter import build_segmenter
 from reg4pru_monai.sweeps.experiments import Experiment, read_experiment
@@ -27,6 +29,8 @@ NEEDED = {
     "route_windows",
     "decoders",
     "presets",
+    "shipping",
+    "cameras",
 }
 
 
@@ -74,9 +78,33 @@ def test_a_provided_experiment_expands_checks_and_builds(path: Path, tmp_path: P
     assert len({job.digest for job in jobs}) == len({job.folder for job in jobs}) == len(jobs) > 1
     for member in experiment.members:
         parser = merged_configuration([TRAIN, *member.configs], member.settings)
-        network = build_segmenter(**{**parser.get_parsed_content("architecture"), "preset": "tiny"})
-        assert len(network.encoder.blocks) == 8
+        architecture = parser.get_parsed_content("architecture")
+        if architecture["preset"] in PRESETS:
+            assert len(build_segmenter(**{**architecture, "preset": "tiny"}).encoder.blocks) == 8
+        else:
+            assert isinstance(build_network(**architecture), UNetSegmenter)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_ships_is_chosen_among_equals() -> None:
+    """Both decoders for the pair without and with routing; routing over two other policies; nothing else differs."""
+    experiment = read_experiment(ROOT / "configs" / "experiments" / "shipping.yaml")
+    found = {}
+    for member in experiment.members:
+        merged = merged_configuration([TRAIN, *member.configs], member.settings).get()
+        found[member.name] = merged.pop("decoder"), merged.pop("policy"), merged.pop("preset"), merged
+    skip = {*POLICIES, "cropr+reg4pru", "gumbel+reg4pru"}
+    wanted = {("skip", policy, "tiny") for policy in skip}
+    wanted |= {("eomt", policy, "tiny") for policy in ("dense", "dynamicvit", "reg4pru")}
+    wanted |= {("none", "dense", name) for name in ("BasicUNet", "DynUNet")}
+    assert {each[:3] for each in found.values()} == wanted
+    assert len(found) == len(wanted) == 13
+    first = found["skip-dense"][3]
+    for name, (*_, rest) in found.items():
+        differing = {key for key in first if rest[key] != first[key]}
+        assert differing <= {"learning_rate", "inspect_images"}, name
+        assert (rest["learning_rate"] == first["learning_rate"]) == (not name.startswith("eomt"))
+        assert rest["keep_rate"] == 0.7
 
 
 @pytest.mark.parametrize("name", ["policies", "stage_schedules"])

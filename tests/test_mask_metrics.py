@@ -277,3 +277,32 @@ def test_errors_name_the_image_and_the_remedy() -> None:
         found.update(np.zeros((40, 40), np.float32), empty(41), field((41, 40)), "a", 0)
     with pytest.raises(ValueError, match="diameter must be positive, got 0"):
         cm.ComparisonMetrics(0)
+
+
+def test_one_behind_the_other_is_all_in_one() -> None:
+    """Subjects that occur in both parts are still drawn together, and the parts stay as they are."""
+    rng = np.random.default_rng(0)
+    images = [(rng.random((40, 40)).astype(np.float32), bar(9 + i, 12 + i), f"{i}", "ABAC"[i]) for i in range(4)]
+    whole, first, second = (cm.ComparisonMetrics(bootstrap=20) for _ in range(3))
+    for number, (probability, truth, name, subject) in enumerate(images):
+        for metrics in (whole, first if number < 2 else second):
+            metrics.update(probability, truth, field((40, 40)), name, subject)
+    before, joined = first.summary(), cm.ComparisonMetrics(bootstrap=20)
+    for part in (first, second):
+        joined.extend(part)
+    assert joined.summary() == pytest.approx(whole.summary(), nan_ok=True)
+    assert (joined.rows, joined.calibration.tolist()) == (whole.rows, whole.calibration.tolist())
+    assert first.summary() == pytest.approx(before, nan_ok=True)
+
+
+def test_images_without_a_group_stay_apart_in_one_behind_the_other() -> None:
+    whole, joined = VesselMetrics(bootstrap=50), VesselMetrics(bootstrap=50)
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        image = rng.random((1, 40, 40)).astype(np.float32), bar(9 + number, 12 + number)[None], np.ones((1, 40, 40))
+        alone = VesselMetrics()
+        for metrics in (whole, alone):
+            metrics.update(*image)
+        joined.extend(alone)
+    names = ("ap", "ap_low", "ap_high", "cldice_low")
+    assert [joined.summary()[name] for name in names] == pytest.approx([whole.summary()[name] for name in names])

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from conftest import ROOT
-from networks import disc, small_network
+from networks import disc, small_network, write_checkpoint
 from reg4pru_monai.accounting import count_flops
 from reg4pru_monai.encoder import Encoded
-from reg4pru_monai.fundus.phantom import make_phantom
+from reg4pru_monai.fundus.phantom import make_phantom, write_phantoms
 from reg4pru_monai.plots import save_picture
 from reg4pru_monai.policies import POLICIES, StageTrace
 from reg4pru_monai.segmenter import Segmenter, build_segmenter
@@ -223,3 +223,27 @@ def test_the_profile_prints_its_table(capsys: pytest.CaptureFixture[str]) -> Non
     shares = [cells[3] for name, cells in table.items() if cells[3].endswith("%")]
     assert len(shares) == 11
     assert sum(float(share.rstrip("%")) for share in shares) == pytest.approx(100, abs=1)
+
+
+# --- keep_rates.py ---
+
+
+def test_keep_rates_prints_a_column_for_each_data_set(
+    phantom_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A keep rate of 1 is dense; what removes fewer tokens costs more; all images are both sets together."""
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "measure"))
+    other = write_phantoms(tmp_path / "other", train=4, test=1, size=112, seed=9)
+    checkpoint = write_checkpoint(tmp_path / "model.pt", 96)
+    words = [str(checkpoint), str(phantom_set), str(other), "--keep-rates", "1", "0.5", "--behind", "--random"]
+    script("keep_rates").main(words)
+    table = rows(capsys.readouterr().out)
+    assert table["keep rate"] == [
+        *("GFLOPs", "speed-up", "phantoms AP", "phantoms Dice", "other AP", "other Dice", "all AP", "all Dice")
+    ]
+    assert table["1.0"][2:] == table["dense"][2:]
+    gflops = {name: float(table[name][0]) for name in ("0.5", "0.5 behind", "1.0")}
+    assert gflops["0.5"] < gflops["0.5 behind"] < gflops["1.0"]
+    assert float(table["dense"][1]) == 1
+    assert len({table[name][2] for name in ("dense", "0.5", "0.5 behind", "0.5 random")}) == 4
+    assert re.fullmatch(r"0\.\d{4} \[(nan|0\.\d{4}), (nan|0\.\d{4})\]", table["0.5"][4])

@@ -4,6 +4,13 @@ import math
 
 from reg4pru_monai.results import HEADLINE, description, headline, table
 
+DATASETS = {
+    f"{variant}/dataset/{name}/{key}": value
+    for variant, more in (("dense", 0.25), ("pruned", 0.0))
+    for name, start in (("CHASE_DB1", 0.5), ("my eyes", 0.625))
+    for key, value in (("ap", start + more), ("ap_low", start - 0.125), ("ap_high", start + 0.25), ("dice", 0.875))
+} | {"dataset/CHASE_DB1/images": 8.0, "dataset/my eyes/images": 27.0}
+
 PARAMETERS = {
     **{"preset": "tiny", "decoder": "skip", "policy": "reg4pru", "keep_rate": 0.7, "diameter": 1024},
     **{"dataset": "HRF"},
@@ -86,3 +93,29 @@ def test_the_table_has_a_line_for_each_variant() -> None:
     lines = table(result()).split("\n")
     assert lines[1].split() == ["dense", "0.5000", "0.5000", "0.5000", "0.5000", "0.50", "0.5"]
     assert lines[2].split()[:2] == ["pruned", "0.2500"]
+
+
+def test_of_two_data_sets_ap_goes_to_mlflow_and_there_is_still_room() -> None:
+    found = headline(result(**DATASETS))
+    assert found.keys() - headline(result()).keys() == {"pruned/dataset/CHASE_DB1/ap", "pruned/dataset/my_eyes/ap"}
+    assert found["pruned/dataset/my_eyes/ap"] == 0.625
+    assert len(found) + 4 + 2 + 4 < 40
+
+
+def test_each_data_set_has_a_row() -> None:
+    text = description(result(**DATASETS), PARAMETERS, MEASURED_WITH, 35, "test")
+    assert "Each data set, pruned:" in text
+    assert "| CHASE_DB1 | 8 | 0.500 [0.375, 0.750] | 0.875 | – | – |" in text
+    assert "| my eyes | 27 | 0.625 [0.500, 0.875] | 0.875 | – | – |" in text
+
+
+def test_what_was_evaluated_dense_only_is_told_so() -> None:
+    """A U-Net: no row of zeros, no speed-up, and the headline metrics are those of dense."""
+    given = {name: value for name, value in result(**DATASETS).items() if not name.startswith(("pruned", "effic"))}
+    found = headline(given)
+    assert {name.split("/")[0] for name in found} == {"dense"}
+    assert found["dense/dataset/CHASE_DB1/ap"] == 0.75
+    text = description(given, PARAMETERS | {"policy": "dense"}, MEASURED_WITH, 35, "test")
+    assert "Each data set, dense:" in text
+    assert "| pruned |" not in text
+    assert table(given).splitlines()[-1].startswith("dense")

@@ -49,7 +49,10 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One finished run. per_image: image -> value of the chosen metric. groups: image -> subject."""
+    """One finished run. per_image: image -> value of the chosen metric. groups: image -> subject.
+
+    metrics: all of its evaluation, by the names in ALL_METRICS; None where undefined, empty where it has no such file.
+    """
 
     run_id: str
     name: str
@@ -68,6 +71,7 @@ class Run:
     per_image: Mapping[str, float] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=dict)
     curve: tuple[np.ndarray, np.ndarray] | None = None  # recall, precision
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
 
     @property
     def configuration(self) -> Hashable:
@@ -131,7 +135,8 @@ def _read(store: Store, run: Any, metric: str, parent: str | None) -> Run | Left
     identity, name = str(run.info.run_id), str(run.info.run_name)
     if why := _unfinished(run.info.status):
         return LeftOut(name, identity, why)
-    values = _values(store, run, metric)
+    known = store.values(identity, ALL_METRICS) if _tested(run) else {}
+    values = _values(run, metric, known)
     if not values:
         return LeftOut(name, identity, _lacks(run, metric))
     variant = next(each for each in VARIANTS if each in values)
@@ -158,6 +163,7 @@ def _read(store: Store, run: Any, metric: str, parent: str | None) -> Run | Left
         digest=run.data.tags.get(DIGEST),
         per_image={row["image"]: _number(row[metric]) for row in rows if metric in row},
         groups={row["image"]: row.get("subject") or row["image"] for row in rows},
+        metrics=known,
         curve=_curve([row for row in store.table(identity, CURVES) if row.get("variant") == variant]),
     )
 
@@ -167,16 +173,14 @@ def _unfinished(status: str) -> str:
     return endings.get(status, f"is not finished ({status})")
 
 
-def _values(store: Store, run: Any, metric: str) -> dict[str, float]:
-    """The metric of the test set by variant; from the artifact with all metrics where MLflow has it not."""
+def _values(run: Any, metric: str, known: Mapping[str, Any]) -> dict[str, float]:
+    """The metric of the test set by variant; from ``known``, all its metrics, where MLflow has it not."""
     names = {variant: METRIC.format(variant=variant, name=metric) for variant in VARIANTS}
     found = {variant: run.data.metrics[name] for variant, name in names.items() if name in run.data.metrics}
-    if len(found) < len(names) and _tested(run):
-        known = store.values(run.info.run_id, ALL_METRICS)
-        for variant, also in product(VARIANTS, ALSO):
-            value = known.get(also.format(variant=variant, name=metric))
-            if isinstance(value, int | float):
-                found.setdefault(variant, float(value))
+    for variant, also in product(VARIANTS, ALSO):
+        value = known.get(also.format(variant=variant, name=metric))
+        if isinstance(value, int | float):
+            found.setdefault(variant, float(value))
     return found
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import wrap
 
 from ..files import replacing, write_rows
+from .details import sections
 from .figures import figures, label_of, published
 from .groups import Comparison, Row
 
@@ -141,6 +142,7 @@ def markdown(comparison: Comparison, drawn: Sequence[str], with_published: bool)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         lines += ["|" + "---|" * len(cells)] * (number == 0)
     lines += ["", *(f"* {text.strip()}" for text in [*remarks(comparison), *column_notes(comparison)]), ""]
+    lines += sections(comparison)
     for name in drawn:
         lines += [f"## {HEADINGS[name]}", "", f"![{HEADINGS[name]}]({name})", ""]
     if with_published:

@@ -32,7 +32,8 @@ def datalist(
 ) -> list[dict[str, str]]:
     """One part of a data set as MONAI wants it: a dict of text for each image. Raises DatasetError.
 
-    image, label, name, subject; group and second_observer (the path of a mask), empty where the data set has none.
+    image, label, name, subject; dataset, its name; group and second_observer (the path of a mask), empty where the
+    data set has none.
     """
     dataset = find_samples(dataset_dir)
     samples = split(dataset, part, validation_fraction, seed)
@@ -41,8 +42,8 @@ def datalist(
 
 
 def _entry(s: Sample) -> dict[str, str]:
-    own = {"image": str(s.image), "label": str(s.label), "name": s.name, "subject": s.subject, "group": s.group}
-    return own | {"second_observer": str(s.second_observer or "")}
+    own = {"image": str(s.image), "label": str(s.label), "name": s.name, "subject": s.subject, "dataset": s.dataset}
+    return own | {"group": s.group, "second_observer": str(s.second_observer or "")}
 
 
 def find_samples(dataset_dir: DatasetDir, require_labels: bool = True) -> Dataset:

@@ -16,6 +16,7 @@ from ..files import replacing
 from ..fundus.fov import CanonicalFrame, FieldOfView
 from ..fundus.io import read_image
 from ..inference import Pipeline
+from ..networks import transformer
 from ..policies import FINAL, StageTrace, Step, Window
 from ..segmenter import Segmenter
 
@@ -109,7 +110,7 @@ def inspect_network(pipeline: Pipeline, photograph: str | Path | np.ndarray) -> 
     item = pipeline.prepare(pixels)
     image, fov = (item[key].as_tensor()[None].to(pipeline.device) for key in ("image", "fov"))
     inside = item["fov"].as_tensor()[0].numpy() > 0
-    network = pipeline.network
+    network = transformer(pipeline.network, "inspect")
     depth = len(network.encoder.blocks)
     window = Window(3, depth - 1, WINDOW_KEEP)  # the longest that training draws by default
     with torch.inference_mode():

@@ -24,6 +24,7 @@ from ..fundus.fov import FieldOfView
 from ..fundus.io import read_mask
 from ..inference import Pipeline, load_pipeline
 from ..metrics import VesselMetrics
+from ..networks import transformer
 from ..policies.cropr import patch_labels
 from ..runtime import bar_interval
 from ..segmenter import Segmenter
@@ -86,7 +87,7 @@ def _evaluated(run: Run, epoch: int, part: str) -> list[dict[str, Any]]:
     checkpoint = kept_checkpoint(run.folder / "checkpoints", epoch)
     pipeline = load_pipeline(checkpoint, settings["device"], window_size=settings["window_size"])
     make = {"final": final_variants, "course": course_variants, "keep_rates": keep_rate_variants}[part]
-    variants = make(pruning(pipeline.network, settings))
+    variants = make(pruning(transformer(pipeline.network, "reproduce"), settings))
     if settings["policy"] == "dense":  # its selectors were never trained, so they have no mask of training
         left_out = {"noisy", "soft"} if part == "final" else {"pruned"}
         variants = {name: variant for name, variant in variants.items() if name not in left_out}
@@ -104,9 +105,11 @@ def evaluate_variants(
 ) -> dict[str, dict[str, float | None]]:
     """AP with its interval over subjects, Dice, GFLOPs, images per second; speed-up over "dense" where that is there.
 
-    data: as ``Evaluation`` takes it. Variants are timed interleaved, on every image in another order.
+    Of several data sets, AP and Dice of each too, as ``HRF/ap``. data: as ``datalist`` makes it. Variants are timed
+    interleaved, on every image in another order.
     """
-    metrics = {name: VesselMetrics(with_cldice=False) for name in variants}
+    sets = list(dict.fromkeys(entry["dataset"] for entry in data))
+    metrics = {name: {each: VesselMetrics(with_cldice=False) for each in sets} for name in variants}
     times: dict[str, list[float]] = {name: [] for name in variants}
     gflops: dict[str, float] = {}
     names = list(variants)
@@ -120,19 +123,29 @@ def evaluate_variants(
                 gflops[name] = count_flops(lambda run=run: predict(*run)) / 1e9  # type: ignore[misc]
             found = predict(*run)
             times[name].append(found.seconds)
-            metrics[name].update(found.probability, label, fov, entry["name"], group=entry["subject"])
+            own = metrics[name][entry["dataset"]]
+            own.update(found.probability, label, fov, entry["name"], group=entry["subject"])
     baseline = "dense" if "dense" in variants else names[0]
     speeds = compare_speed(times, baseline)
     rows: dict[str, dict[str, float | None]] = {}
-    for name, metric in metrics.items():
-        summary = metric.summary()
-        chosen = {key: summary[key] for key in ("ap", "ap_low", "ap_high", "dice")}
+    for name, parts in metrics.items():
         speed = {
             "images_per_second": speeds[name].images_per_second,
             "speedup": speeds[name].speedup if baseline == "dense" else None,
         }
-        rows[name] = {**chosen, "gflops": gflops[name], **speed}
+        rows[name] = {**_accuracy(parts), "gflops": gflops[name], **speed}
     return rows
+
+
+def _accuracy(parts: Mapping[str, VesselMetrics]) -> dict[str, float | None]:
+    """AP and Dice of all images, and of each part where there are several."""
+    whole = VesselMetrics(with_cldice=False)
+    for part in parts.values():
+        whole.extend(part)
+    found = {"": whole} | ({f"{name}/": part for name, part in parts.items()} if len(parts) > 1 else {})
+    wanted = ("ap", "ap_low", "ap_high", "dice")
+    values = {start: metrics.summary() for start, metrics in found.items()}
+    return {f"{start}{key}": values[start][key] for start in found for key in wanted}
 
 
 def selection(

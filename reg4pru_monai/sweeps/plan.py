@@ -17,8 +17,8 @@ from fire.parser import DefaultParseValue
 from monai.bundle import ConfigParser
 
 from ..configuration import check_configuration, configuration_digest, data_digest, merged_configuration
+from ..networks import build_network
 from ..runtime import ConfigurationError, root_cause
-from ..segmenter import build_segmenter
 from ..tracking_store import resolve_uri
 from .experiments import RESERVED, Experiment, Member, check_settings
 
@@ -126,7 +126,7 @@ def _checked(member: Member, settings: Mapping[str, Any]) -> ConfigParser:
         _check_reads(merged, known)
         network = {key: parser.get_parsed_content(key) for key in ("architecture", "masked_attention")}
         with torch.device("meta"):
-            build_segmenter(**network["architecture"], masked_attention=network["masked_attention"])
+            build_network(**network["architecture"], masked_attention=network["masked_attention"])
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:  # as MONAI meets odd values
         raise ConfigurationError(f"member {member.name}: {root_cause(error)}") from None
     return parser
