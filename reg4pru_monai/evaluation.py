@@ -83,7 +83,8 @@ class Evaluation:
     """Evaluates variants of one network on the same images, interleaved, and writes what it found into a folder.
 
     data: dictionaries with "image", "label", "name", "subject", and where known "group" and "second_observer", as
-    ``fundus.datasets.datalist`` makes them. preprocessing: the one of training.
+    ``fundus.datasets.datalist`` makes them. preprocessing: the one of training. overlays: of how many images to draw.
+    threshold: a probability of at least this is vessel, in the metrics of masks.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Evaluation:
         device: torch.device,
         output_dir: str | Path,
         overlays: int = 3,
+        threshold: float = 0.5,
     ):
         self.data = list(data)
         self.preprocessing = preprocessing
@@ -101,6 +103,7 @@ class Evaluation:
         self.device = device
         self.output_dir = Path(output_dir)
         self.overlays = overlays
+        self.threshold = threshold
 
     def run(self, network: Segmenter) -> dict[str, float]:
         """Evaluate pruned and dense; returns flat metrics ``pruned/ap``, ``dense/images_per_second``, …
@@ -110,7 +113,7 @@ class Evaluation:
         """
         network = network.to(self.device).eval()
         variants = {"pruned": network, "dense": network.dense()}
-        metrics = {name: ComparisonMetrics() for name in variants}
+        metrics = {name: ComparisonMetrics(threshold=self.threshold) for name in variants}
         human = ComparisonMetrics(probabilities=False)
         times: dict[str, list[float]] = {name: [] for name in variants}
         result: dict[str, float] = {}
@@ -166,7 +169,7 @@ class Evaluation:
         return costs
 
     def _picture(self, entry: Mapping[str, str], probability: Tensor) -> None:
-        mask = probability[0].numpy() >= 0.5
+        mask = probability[0].numpy() >= self.threshold
         picture = overlay(read_image(entry["image"]), mask, read_mask(entry["label"]))
         save_picture(self.output_dir / "overlays" / f"{entry['name']}.jpg", picture)
 

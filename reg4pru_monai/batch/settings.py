@@ -30,9 +30,9 @@ class Settings:
     """What the results depend on, beside the photographs. Another value anywhere here makes other results.
 
     weights: digest of the network's weights. network: architecture and what is pruned. preprocessing: diameter (px) and
-    normalization. window: side (px, None for the whole image) and overlap (fraction). threshold: in (0, 1). outputs:
-    names of OUTPUTS. millimetres_per_pixel: of the photographs, or None. identifiers: DICOM keywords that name a row.
-    max_pixels: larger photographs are refused.
+    normalization. window: side (px, None for the whole image), overlap (fraction), flips. threshold: in (0, 1).
+    outputs: names of OUTPUTS. millimetres_per_pixel: of the photographs, or None. identifiers: DICOM keywords that name
+    a row. max_pixels: larger photographs are refused.
     """
 
     weights: str
@@ -76,7 +76,10 @@ class Settings:
 
 
 def settings_of(pipeline: Pipeline, **choices: Any) -> Settings:
-    """The settings of a pipeline. choices: threshold, outputs and what else is the user's. Raises SettingsError."""
+    """The settings of a pipeline. choices: threshold, outputs and what else is the user's. Raises SettingsError.
+
+    threshold: default: the one chosen for the network.
+    """
     encoder, inferer = pipeline.network.encoder, pipeline.inferer
     network = {
         "blocks": len(encoder.blocks),
@@ -87,7 +90,10 @@ def settings_of(pipeline: Pipeline, **choices: Any) -> Settings:
     }
     _, canonical, normalize = pipeline.preprocessing.transforms
     preprocessing = {"diameter": canonical.diameter, "normalization": normalize.method}
-    window = {"size": inferer.window_size, "overlap": inferer.overlap, "blend": inferer.blend}
+    choices = {"threshold": pipeline.threshold, **choices}
+    window: dict[str, Any] = {"size": inferer.window_size, "overlap": inferer.overlap, "blend": inferer.blend}
+    if inferer.flips:  # without it the digest is that of folders made before there were flips
+        window["flips"] = True
     return Settings(weights_digest(pipeline.network), network, preprocessing, window, **choices)
 
 
