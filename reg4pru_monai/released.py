@@ -58,7 +58,7 @@ def check_shipped(path: Path) -> None:
 
 def released_file(path: Path) -> dict | None:
     """sha256 and bytes of a bundle's models/model.pt, as its metadata.json has them; None for any other file."""
-    bundle = path.absolute().parents[1]
+    bundle = path.absolute().parent.parent
     metadata = bundle / "configs" / "metadata.json"
     if path.absolute() != bundle / WEIGHTS or not metadata.is_file():
         return None

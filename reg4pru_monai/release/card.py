@@ -247,11 +247,10 @@ def _failures(facts: Facts, comments: Mapping[str, str]) -> str:
 
 
 def _limitations(facts: Facts) -> str:
-    parts, sets = facts["training"]["parts"], facts["training"]["data_sets"]
-    images, people = (sum(parts[part][key] for part in parts) for key in ("images", "subjects"))
+    own, sets = facts["training"]["parts"]["train"], facts["training"]["data_sets"]
     return f"""## Limitations
 
-* Trained on {images} photographs of {people} people from {" and ".join(sets)}. Other cameras, other fields of view and
+* Trained on {own["images"]} photographs of {own["subjects"]} people from {" and ".join(sets)}. Other cameras, other fields of view and
   diseases that are not in them were not seen. Measure on your own photographs before you rely on it.
 * The references are drawings of one observer. Observers differ, most of all on thin vessels.
 * Few test photographs: intervals are wide, and both eyes of a person are not independent.

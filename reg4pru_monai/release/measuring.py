@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from skimage.util import img_as_ubyte
 from tqdm import tqdm
 
 from ..evaluation import predict
@@ -94,6 +95,7 @@ def robustness(pipeline: Pipeline, entries: Entries) -> dict[str, Any]:
     same_pixels = {each.name: Score(pipeline.threshold) for each in tried if each.cut}
     for entry in _bar(entries, "robustness"):
         pixels, truth = read_image(entry["image"]), read_mask(entry["label"])
+        pixels = pixels if pixels.dtype == np.uint8 else img_as_ubyte(pixels)
         fov = detect_fov(pixels)
         found = pipeline(pixels).probability
         clean.add(found, truth, fov.mask)

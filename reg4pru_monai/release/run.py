@@ -21,7 +21,7 @@ from .kept import Kept, plain, write_json
 from .measuring import choose_threshold, compare, flips, robustness
 from .photographs import describe, quality_against_dice
 from .pictures import save_contact_sheet, save_failure, worst
-from .sources import Source, TestSet, locate, part_of, select, test_sets, training_facts, training_folders
+from .sources import Source, DataSet, locate, part_of, select, open_data_sets, training_facts, training_folders
 from .speed import measure_speed
 
 LARGEST_DIFFERENCE = 0.001  # of AP, between the weights as trained and in half precision
@@ -47,7 +47,7 @@ class Release:
         say: Callable[[str], None],
     ) -> None:
         self.source, self.folders, self.work, self.device = source, list(data), work, device
-        self.sets = test_sets(data, limit)
+        self.sets = open_data_sets(data, limit)
         self.trained_on = training_folders(source.run, data)
         self.kept = Kept(work, {"checkpoint": sha256(source.checkpoint), "version": __version__}, say)
 
@@ -85,12 +85,12 @@ class Release:
         data = [digest(folder)[:16] for folder in self.trained_on]
         return self.kept.step("threshold", make, data=data, photographs=[entry["name"] for entry in entries])
 
-    def _about(self, test: TestSet, pipeline: Pipeline, entries: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    def _about(self, test: DataSet, pipeline: Pipeline, entries: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         """What the result of a step on photographs depends on beside the checkpoint."""
         names = [entry["name"] for entry in entries]
         return {"data": test.digest, "photographs": names, "threshold": pipeline.threshold, "device": self.device}
 
-    def _accuracy(self, shipped: Pipeline, test: TestSet) -> dict[str, Any]:
+    def _accuracy(self, shipped: Pipeline, test: DataSet) -> dict[str, Any]:
         """Metrics in half precision, of each photograph too, and AP and Dice of the original. Raises ReleaseError."""
         about, folder = self._about(test, shipped, test.entries), self.work / test.name
 
@@ -128,17 +128,17 @@ class Release:
         found = self.kept.step("photographs-of-training", lambda: describe(entries), data=data, photographs=names)
         return {key: found[key] for key in ("pixels", "diameter_px", "groups")}
 
-    def _robustness(self, shipped: Pipeline, test: TestSet) -> dict[str, Any]:
+    def _robustness(self, shipped: Pipeline, test: DataSet) -> dict[str, Any]:
         chosen = select(test.entries, ROBUSTNESS_PHOTOGRAPHS)
         about = self._about(test, shipped, chosen)
         return self.kept.step(f"robustness-{test.name}", lambda: robustness(shipped, chosen), **about)
 
-    def _flips(self, shipped: Pipeline, test: TestSet) -> dict[str, Any]:
+    def _flips(self, shipped: Pipeline, test: DataSet) -> dict[str, Any]:
         chosen = select(test.entries, ROBUSTNESS_PHOTOGRAPHS)
         about = self._about(test, shipped, chosen)
         return self.kept.step(f"flips-{test.name}", lambda: flips(shipped, chosen), **about)
 
-    def _speed(self, model: Path, test: TestSet) -> list[dict[str, Any]]:
+    def _speed(self, model: Path, test: DataSet) -> list[dict[str, Any]]:
         """On the device that was asked for, and on the CPU where that is another."""
         rows = []
         for device in dict.fromkeys((load_pipeline(model, self.device).device.type, "cpu")):

@@ -40,7 +40,7 @@ def locate(given: Path) -> Source:
 
 
 @dataclass(frozen=True)
-class TestSet:
+class DataSet:
     """A data set to test on. entries: of its test part, as ``datalist`` makes them; whole: how many there are."""
 
     folder: Path
@@ -50,13 +50,13 @@ class TestSet:
     digest: str
 
 
-def test_sets(folders: Sequence[Path], limit: int | None) -> list[TestSet]:
+def open_data_sets(folders: Sequence[Path], limit: int | None) -> list[DataSet]:
     """The test parts, at most ``limit`` photographs of each. Raises DatasetError."""
     found = []
     for folder in folders:
         entries = datalist(folder, "test")
         chosen = select(entries, limit or len(entries))
-        found.append(TestSet(folder, find_samples(folder).name, chosen, len(entries), digest(folder)[:16]))
+        found.append(DataSet(folder, find_samples(folder).name, chosen, len(entries), digest(folder)[:16]))
     names = [each.name for each in found]
     if len(set(names)) < len(names):
         raise DatasetError(f"two --data folders hold data sets of one name: {', '.join(names)}; rename one")
