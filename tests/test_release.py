@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from reg4pru_monai.cli import app
 from reg4pru_monai.fundus.datasets import datalist
+from reg4pru_monai.fundus.io import read_image
 from reg4pru_monai.fundus.phantom import make_phantom
 from reg4pru_monai.histograms import score_histogram
 from reg4pru_monai.inference import load_pipeline
@@ -123,8 +124,8 @@ def test_a_release_fills_the_bundle(released: tuple[Path, Path, list[str]], trai
     assert [row["data_set"] for row in facts["speed"]] == [data.name]
     assert len(facts["failures"]) == 2
     for failure in facts["failures"]:
-        assert Image.open(bundle / "docs" / failure["picture"]).format == "PNG"
-    assert Image.open(bundle / "docs" / facts["contact_sheet"]).format == "JPEG"
+        assert read_image(bundle / "docs" / failure["picture"]).shape[1] == 1000
+    assert read_image(bundle / "docs" / facts["contact_sheet"]).shape == (262 + 22, 900, 3)
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
     jsonschema.validate(metadata, json.loads(SCHEMA.read_text()))
     assert metadata["eval_metrics"][f"{data.name}_dice"] == pytest.approx(own["metrics"]["pruned/dice"], abs=1e-4)
@@ -144,7 +145,7 @@ def test_an_interrupted_release_goes_on(
     shutil.copytree(work, tmp_path / "work")
     (tmp_path / "work" / f"flips-{data.name}.json").write_text("{")
     again: list[str] = []
-    monkeypatch.setattr(run, "measure_speed", None)  # nothing else is to be measured again
+    monkeypatch.setattr(run, "measure_speed", pytest.fail)  # nothing else is to be measured again
     facts = run.release(training, [data], bundle, "cpu", tmp_path / "work", say=again.append)
     made = {line.split(" …")[0] for line in again if line.endswith("…")}
     assert made == {f"flips-{data.name}"}
@@ -198,7 +199,7 @@ def test_a_card_without_its_sources_says_what_is_wrong(
 ) -> None:
     shutil.copytree(BUNDLE, tmp_path / "bundle")
     path = tmp_path / "bundle" / "docs" / file
-    path.write_text(text) if text else path.unlink()
+    path.write_text(text) if text else path.unlink(missing_ok=True)
     result = CliRunner().invoke(app, ["card", "--bundle", str(tmp_path / "bundle")])
     assert result.exit_code == 1
     read = read_facts if file == "facts.json" else read_comments
@@ -241,6 +242,11 @@ def test_photographs_are_taken_from_all_groups() -> None:
     entries = [{"name": f"{n:02}_{g}", "group": g} for g in ("a", "b", "c") for n in (3, 1, 2)]
     assert [e["name"] for e in select(entries, 4)] == ["01_a", "02_a", "01_b", "01_c"]
     assert select(entries, 99) == entries
+
+
+def test_robustness_is_measured_on_three_photographs_of_each_group_of_hrf(real_data: Path) -> None:
+    chosen = [entry["name"] for entry in select(datalist(real_data / "HRF", "test"), run.ROBUSTNESS_PHOTOGRAPHS)]
+    assert chosen == [f"{number}_{group}" for number in ("06", "07", "08") for group in ("dr", "g", "h")]
 
 
 def test_the_time_of_a_training_leaves_pauses_out() -> None:
@@ -305,9 +311,9 @@ def test_degradations_do_what_they_say() -> None:
     assert degradations.cropped(grey).shape == (30, 36, 3)
     assert degradations.scaled(0.5)(grey, 1.0).shape == (25, 30, 3)
     assert degradations.scaled(2.0)(grey, 1.0).shape == (100, 120, 3)
-    point = np.zeros((101, 101, 3), np.uint8)
-    point[50, 50] = 255
-    spread = degradations.blurred(point, 800.0)[50, :, 0].astype(float)  # a Gaussian of 2 px falls to 0.61 at 2 px
+    line = np.zeros((101, 101, 3), np.uint8)
+    line[:, 50] = 255
+    spread = degradations.blurred(line, 800.0)[50, :, 0].astype(float)  # a Gaussian of 2 px falls to 0.61 at 2 px
     assert spread[52] / spread[50] == pytest.approx(np.exp(-0.5), abs=0.05)
 
 

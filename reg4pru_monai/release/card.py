@@ -247,11 +247,11 @@ def _failures(facts: Facts, comments: Mapping[str, str]) -> str:
 
 
 def _limitations(facts: Facts) -> str:
-    own, sets = facts["training"]["parts"]["train"], facts["training"]["data_sets"]
+    own, sets = facts["training"]["parts"]["train"], " and ".join(facts["training"]["data_sets"])
     return f"""## Limitations
 
-* Trained on {own["images"]} photographs of {own["subjects"]} people from {" and ".join(sets)}. Other cameras, other fields of view and
-  diseases that are not in them were not seen. Measure on your own photographs before you rely on it.
+* Trained on {own["images"]} photographs of {own["subjects"]} people from {sets}. Other cameras, other fields of view
+  and diseases that are not in them were not seen. Measure on your own photographs before you rely on it.
 * The references are drawings of one observer. Observers differ, most of all on thin vessels.
 * Few test photographs: intervals are wide, and both eyes of a person are not independent.
 * Haemorrhages, the rim of the optic disc, reflexes and the edge of the field of view may be taken for vessels; thin and

@@ -31,9 +31,23 @@ def save_failure(path: Path, image: np.ndarray, mask: np.ndarray, truth: np.ndar
         _text(page, (4, 2), title)
         _legend(page, (4, _LINE))
         with replacing(path) as beside:
-            page.quantize(64, dither=Image.Dither.NONE).save(beside, "PNG", optimize=True)
+            page.quantize(palette=_palette(), dither=Image.Dither.NONE).save(beside, "PNG", optimize=True)
         if path.stat().st_size <= FAILURE_BYTES:
             return
+
+
+def _palette() -> Image.Image:
+    """Greys, and the three colours mixed with them: one made from the picture would lose the rarest of the three."""
+    greys = [(grey,) * 3 for grey in range(0, 256, 4)]
+    mixed = [
+        tuple(round(share * part + (1 - share) * grey) for part in colour)
+        for colour, _ in LEGEND
+        for share in (0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
+        for grey in (0, 30, 60, 90, 120)
+    ]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for colour in (*greys, *mixed) for part in colour])
+    return palette
 
 
 def save_contact_sheet(path: Path, pictures: Sequence[tuple[Path, str]]) -> None:

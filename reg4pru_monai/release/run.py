@@ -21,7 +21,7 @@ from .kept import Kept, plain, write_json
 from .measuring import choose_threshold, compare, flips, robustness
 from .photographs import describe, quality_against_dice
 from .pictures import save_contact_sheet, save_failure, worst
-from .sources import Source, DataSet, locate, part_of, select, open_data_sets, training_facts, training_folders
+from .sources import DataSet, Source, locate, open_data_sets, part_of, select, training_facts, training_folders
 from .speed import measure_speed
 
 LARGEST_DIFFERENCE = 0.001  # of AP, between the weights as trained and in half precision

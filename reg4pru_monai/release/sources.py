@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from ..configuration import NOT_RESULTS
 from ..fundus.datasets import DatasetError, datalist, digest, find_samples
 from ..runtime import ConfigurationError
 from ..tracking_store import JOURNAL_NAME, read_journal
 from ..weights import load_checkpoint
 
 VALIDATION_FRACTION = 0.2  # of train.yaml
-_PATHS = ("dataset_dir", "output_dir", "bundle_root", "tracking_uri", "run_name", "experiment", "backbone")
+_NO_FACTS = {*NOT_RESULTS, "dataset_dir", "data", "phantoms", "backbone", "seed"}  # paths, or said elsewhere
 _SHOWN = ("git.revision", "git.dirty", "hardware", "platform", "python")
 
 
@@ -145,7 +146,7 @@ def training_seconds(records: Sequence[Mapping[str, Any]]) -> float | None:
 
 def _is_fact(key: str, value: Any) -> bool:
     """Whether a setting is a plain value that says something outside the machine of the training."""
-    if key in _PATHS or (isinstance(value, dict) and any(str(name).startswith("_") for name in value)):
+    if key in _NO_FACTS or (isinstance(value, dict) and any(str(name).startswith("_") for name in value)):
         return False
     return not any(text.startswith(("$", "@", "%", "/")) for text in _texts(value))
 
