@@ -406,7 +406,7 @@ def test_as_the_inferer_of_an_evaluator() -> None:
 @pytest.mark.parametrize("with_fov", [True, False])
 def test_flips_average_probabilities_and_are_symmetric(window: int | None, with_fov: bool) -> None:
     """The mean over flips is that of whole images flipped, and commutes with flipping."""
-    image, fov = _ramp(2, 40, 40), _disc(40, 40, 18.0).expand(2, -1, -1, -1) if with_fov else None
+    image, fov = _ramp(2, 48, 48), _disc(48, 48, 20.0).expand(2, -1, -1, -1) if with_fov else None
     network = torch.nn.Conv2d(3, 1, 3, padding=1)  # sees left from right
     plain, flipping = (FundusWindowInferer(window, overlap=0.5, flips=flips) for flips in (False, True))
 
