@@ -189,10 +189,18 @@ def _calibration(facts: Facts) -> str:
 
 
 def _speed(facts: Facts) -> str:
+    crowded = [row for row in facts["speed"] if row["busy"] > row["processors"]]
+    warning = ""
+    if crowded:
+        row = max(crowded, key=lambda each: each["busy"] / each["processors"])
+        warning = (
+            f" **Not to be relied on: other programs shared the {row['processors']} processors (load {row['busy']:.1f}); "
+            "times are too long.**"
+        )
     return (
         "## Speed and memory\n\nTime and peak memory of the network, one photograph at a time, dense and pruned in "
         f"turn; medians of {facts['speed'][0]['repeats']}. File to mask: everything, pruned. Memory is what PyTorch "
-        "allocates beyond the weights.\n\n" + tables.speed(facts)
+        f"allocates beyond the weights.{warning}\n\n{tables.speed(facts)}"
     )
 
 

@@ -98,7 +98,7 @@ def speed(facts: Facts) -> str:
     """Of each device and data set."""
     titles = [
         "",
-        "Photograph",
+        "Pixels",
         "Dense (s)",
         "Pruned (s)",
         "Speed-up",

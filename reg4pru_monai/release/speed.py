@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
+import psutil
+
 from ..accounting import count_flops, paired_ratio, peak_memory, seconds
 from ..environment import hardware
 from ..evaluation import predict
@@ -15,8 +17,10 @@ REPEATS = 7
 def measure_speed(pipeline: Pipeline, entry: Mapping[str, str], repeats: int = REPEATS) -> dict[str, Any]:
     """Seconds and MiB of the network on a photograph, dense and pruned; seconds from its file to its mask, pruned.
 
-    Times are medians over repetitions in which all follow each other; the speed-up has its 95 % interval.
+    Times are medians over repetitions in which all follow each other; the speed-up has its 95 % interval. busy: how
+    many processors other programs kept busy before, the mean of a minute.
     """
+    busy = psutil.getloadavg()[0]
     item = pipeline.prepare(entry["image"])
     variants = {"pruned": pipeline.network, "dense": pipeline.network.dense()}
     found: dict[str, Any] = {
@@ -24,6 +28,8 @@ def measure_speed(pipeline: Pipeline, entry: Mapping[str, str], repeats: int = R
         "photograph": entry["name"],
         "pixels": list(pipeline(entry["image"]).probability.shape),
         "repeats": repeats,
+        "busy": busy,
+        "processors": psutil.cpu_count(),
     }
     times: dict[str, list[float]] = {name: [] for name in (*variants, "file_to_mask")}
     for name, network in variants.items():  # also the warm-up
