@@ -121,7 +121,9 @@ def test_a_release_fills_the_bundle(released: tuple[Path, Path, list[str]], trai
     (flips,) = facts["flips"].values()
     assert flips["plain"]["ap"] == pytest.approx(written["pruned/ap"], abs=1e-6)
     assert flips["cost"] > 1.5
-    assert [row["data_set"] for row in facts["speed"]] == [data.name]
+    (speed,) = facts["speed"]
+    assert speed["data_set"] == data.name
+    assert ("Not to be relied on" in model_card(facts, {})) == (speed["busy"] > speed["processors"])
     assert len(facts["failures"]) == 2
     for failure in facts["failures"]:
         assert read_image(bundle / "docs" / failure["picture"]).shape[1] == 1000
@@ -336,6 +338,13 @@ def test_quality_of_the_poorest_quarter() -> None:
 
 
 # --- words and pictures
+
+
+def test_a_busy_machine_is_said_to_be_one() -> None:
+    facts = read_facts(BUNDLE)
+    speed = [{**facts["speed"][0], "busy": load, "processors": 4} for load in (0.5, 9.5, 3.0)]
+    assert "Not to be relied on" in model_card({**facts, "speed": speed}, {}).replace("\n", " ")
+    assert "Not to be relied on" not in model_card({**facts, "speed": speed[::2]}, {})
 
 
 def test_numbers_of_the_card() -> None:

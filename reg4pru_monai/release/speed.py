@@ -17,8 +17,8 @@ REPEATS = 7
 def measure_speed(pipeline: Pipeline, entry: Mapping[str, str], repeats: int = REPEATS) -> dict[str, Any]:
     """Seconds and MiB of the network on a photograph, dense and pruned; seconds from its file to its mask, pruned.
 
-    Times are medians over repetitions in which all follow each other; the speed-up has its 95 % interval. busy: how
-    many processors other programs kept busy before, the mean of a minute.
+    Times are medians over repetitions in which all follow each other; the speed-up has its 95 % interval. busy: the
+    load of the machine in the minute before, this program's own among it.
     """
     busy = psutil.getloadavg()[0]
     item = pipeline.prepare(entry["image"])
