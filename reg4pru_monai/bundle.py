@@ -99,6 +99,13 @@ def flag(name: str, value: Any) -> bool:
     return found
 
 
+def probability(name: str, value: Any) -> float:
+    """A number between 0 and 1. Raises ConfigurationError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise ConfigurationError(f"{name} must be a number in (0, 1), got {value!r}")
+    return float(value)
+
+
 # --- readable errors -------------------------------------------------------------------------------------------------
 
 

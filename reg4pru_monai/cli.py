@@ -13,6 +13,7 @@ from .commands import CouldNotRun, readable
 from .comparison.command import compare
 from .evaluate_command import evaluate
 from .inspection.command import inspect
+from .release.command import card, release
 from .reproduce.command import reproduce
 from .serving_command import register, tracking
 from .sweeps.command import sweep
@@ -67,35 +68,25 @@ def summary(
     typer.echo(f"MLflow:    {f'mlflow ui --backend-store-uri {shlex.quote(uri)}' if uri.startswith('sqlite') else uri}")
 
 
-@app.command()
-def release(
-    checkpoint: Annotated[Path, typer.Argument(help="best.pt of a training.")],
-    target: Annotated[Path, typer.Argument(help="File to write, such as models/model.pt of the bundle.")],
-) -> None:
-    """Write the weights of a checkpoint in half precision, to ship them."""
-    from .weights import CheckpointError, write_release
-
-    try:
-        write_release(checkpoint, target)
-    except CheckpointError as error:
-        raise typer.BadParameter(str(error)) from None
-    typer.echo(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
-
-
 @app.command(cls=CouldNotRun)
 def segment(
     inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, or manifests (.txt, .csv, .tsv).")],
-    output: Annotated[Path, typer.Option(help="Folder for the results; made where it does not exist.")],
+    output: Annotated[Path, typer.Option(help="Folder for the results; made where it does not exist.")] = Path(
+        "runs/segmented"
+    ),
     bundle: Annotated[Path | None, typer.Option(help="Bundle to use [default: the installed one].")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights of a training, instead of the bundle's.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:0.")] = "auto",
     policy: Annotated[str | None, typer.Option(help="dense or random [default: as trained].")] = None,
     keep_rate: Annotated[float | None, typer.Option(help="Share of tokens kept [default: as trained].")] = None,
+    flips: Annotated[
+        bool, typer.Option("--flips", help="Average over four flips of every window: better, four times slower.")
+    ] = False,
     outputs: Annotated[
         str, typer.Option(help="Of mask, probability, overlay, contour, nifti, dicom-seg; with commas.")
     ] = "mask,overlay",
     threshold: Annotated[
-        float | None, typer.Option(help="Probability from which a pixel is vessel [default: the bundle's, 0.5].")
+        float | None, typer.Option(help="Probability from which a pixel is vessel [default: the network's].")
     ] = None,
     mm_per_pixel: Annotated[
         float | None, typer.Option(help="Scale of all photographs, for measurements in millimetres.")
@@ -144,7 +135,7 @@ def segment(
         "dry_run": dry_run,
         "parquet": parquet,
     }
-    network = command.Network(bundle, checkpoint, device, policy, keep_rate)
+    network = command.Network(bundle, checkpoint, device, policy, keep_rate, flips)
     mode = "json" if json_lines else "quiet" if quiet else "auto"
     with readable(*command.COULD_NOT_RUN, CheckpointError, ValueError):
         how["part"] = parse_shard(shard)
@@ -263,6 +254,8 @@ app.command(cls=CouldNotRun)(compare)
 app.command(cls=CouldNotRun)(evaluate)
 app.command(cls=CouldNotRun)(inspect)
 app.command(cls=CouldNotRun)(register)
+app.command(cls=CouldNotRun)(release)
+app.command(cls=CouldNotRun)(card)
 app.command(cls=CouldNotRun)(sweep)
 app.command(cls=CouldNotRun)(reproduce)
 app.add_typer(tracking, name="tracking")

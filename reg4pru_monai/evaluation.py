@@ -84,7 +84,8 @@ class Evaluation:
 
     data: dictionaries with "image", "label", "name", "subject", and where known "dataset", "group" and
     "second_observer", as ``fundus.datasets.datalist`` makes them. preprocessing: the one of training. overlays: of how
-    many photographs of each data set a picture is drawn.
+    many photographs of each data set a picture is drawn. threshold: a probability of at least this is vessel, in the
+    metrics of masks.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Evaluation:
         device: torch.device,
         output_dir: str | Path,
         overlays: int = 3,
+        threshold: float = 0.5,
     ):
         self.sets = tuple(dict.fromkeys(entry.get("dataset", "") for entry in data))
         self.data = [entry for each in self.sets for entry in data if entry.get("dataset", "") == each]
@@ -103,6 +105,7 @@ class Evaluation:
         self.device = device
         self.output_dir = Path(output_dir)
         self.overlays = overlays
+        self.threshold = threshold
 
     def run(self, network: Network) -> dict[str, float]:
         """Evaluate pruned and dense; returns flat metrics ``pruned/ap``, ``dense/images_per_second``, …
@@ -115,7 +118,7 @@ class Evaluation:
         variants: dict[str, Network] = {} if isinstance(network, UNetSegmenter) else {"pruned": network}
         variants["dense"] = network.dense()
         shown = next(iter(variants))
-        parts = {name: {each: ComparisonMetrics() for each in self.sets} for name in variants}
+        parts = {name: {each: ComparisonMetrics(threshold=self.threshold) for each in self.sets} for name in variants}
         human = ComparisonMetrics(probabilities=False)
         times: dict[str, list[float]] = {name: [] for name in variants}
         result: dict[str, float] = {"parameters": float(sum(each.numel() for each in network.parameters()))}
@@ -174,7 +177,7 @@ class Evaluation:
         return costs
 
     def _picture(self, entry: Mapping[str, str], probability: Tensor) -> None:
-        mask = probability[0].numpy() >= 0.5
+        mask = probability[0].numpy() >= self.threshold
         picture = overlay(read_image(entry["image"]), mask, read_mask(entry["label"]))
         save_picture(self.output_dir / "overlays" / f"{entry['name']}.jpg", picture)
 
@@ -207,7 +210,7 @@ class Evaluation:
 
 
 def _joined(parts: Mapping[str, ComparisonMetrics]) -> ComparisonMetrics:
-    whole = ComparisonMetrics()
+    whole = ComparisonMetrics(threshold=next(iter(parts.values())).vessels.threshold)
     for part in parts.values():
         whole.extend(part)
     return whole

@@ -17,12 +17,13 @@ from .fundus.rim import RIM
 from .networks import Network, build_network
 from .policies import build_policy
 from .presets import KEEP_RATE
+from .released import CHECKPOINT
 from .runtime import select_device
 from .transforms import preprocessing
 from .weights import CheckpointError, load_checkpoint, load_network
 from .windows import FundusWindowInferer
 
-CHECKPOINT = Path(__file__).resolve().parents[1] / "bundles" / "fundus_vessel_segmentation" / "models" / "model.pt"
+DEFAULT_THRESHOLD = 0.5
 ARCHITECTURE = ("preset", "policy", "decoder", "keep_rate", "stages", "reactivate")
 OF_TRAINING = ("seed", "max_epochs", "learning_rate", "batch_size", "crop_size")  # parameters that say how it was made
 DIGEST = "settings_digest"  # of all settings but the seed
@@ -36,13 +37,16 @@ UNTRAINED: dict[str, Any] = {
 
 
 def trained(checkpoint: str) -> dict[str, Any]:
-    """Architecture and preprocessing a checkpoint was trained with; the defaults where there is no checkpoint yet."""
+    """Architecture and preprocessing a checkpoint was trained with, and the threshold chosen for it.
+
+    The defaults where there is no checkpoint yet. Raises CheckpointError.
+    """
     if not Path(checkpoint).is_file():
-        return UNTRAINED
+        return {"threshold": DEFAULT_THRESHOLD, **UNTRAINED}
     found = load_checkpoint(checkpoint).get("configuration")
     if not isinstance(found, dict) or UNTRAINED.keys() - found.keys() - {"rim"}:
         raise CheckpointError(f"{checkpoint}: says nothing of its configuration; it was not written by this bundle")
-    return {"rim": 0.0, **found}  # where nothing is said, the rim was left as it is
+    return {"threshold": DEFAULT_THRESHOLD, "rim": 0.0, **found}  # where nothing is said, the rim was left as it is
 
 
 def training_parameters(trained: Mapping[str, Any], policy: str, keep_rate: Any) -> dict[str, Any]:
@@ -72,12 +76,17 @@ def evaluated_options(trained: Mapping[str, Any], policy: str, options: Mapping[
 
 @dataclass(frozen=True)
 class Segmentation:
-    """probability: (H, W) float32 in [0, 1], the photograph's own pixels, 0 outside the field of view."""
+    """probability: (H, W) float32 in [0, 1], the photograph's own pixels, 0 outside the field of view.
+
+    threshold: the one chosen for the network.
+    """
 
     probability: np.ndarray
+    threshold: float = DEFAULT_THRESHOLD
 
-    def mask(self, threshold: float = 0.5) -> np.ndarray:
-        """Vessels, (H, W) bool. threshold: in (0, 1)."""
+    def mask(self, threshold: float | None = None) -> np.ndarray:
+        """Vessels, (H, W) bool. threshold: in (0, 1); default: the one chosen for the network."""
+        threshold = self.threshold if threshold is None else threshold
         if not 0 < threshold < 1:
             raise ValueError(f"threshold must be in (0, 1), got {threshold}")
         return self.probability >= threshold
@@ -87,12 +96,18 @@ class Pipeline:
     """Photograph in, vessel probability out, by the same steps as the bundle. Made by :func:`load_pipeline`."""
 
     def __init__(
-        self, network: Network, preprocessing: Compose, inferer: FundusWindowInferer, device: torch.device
+        self,
+        network: Network,
+        preprocessing: Compose,
+        inferer: FundusWindowInferer,
+        device: torch.device,
+        threshold: float = DEFAULT_THRESHOLD,
     ) -> None:
         self.network = network.to(device).eval()
         self.preprocessing = preprocessing
         self.inferer = inferer
         self.device = device
+        self.threshold = threshold
 
     def __call__(self, photograph: str | Path | np.ndarray) -> Segmentation:
         """Segment one photograph.
@@ -102,7 +117,7 @@ class Pipeline:
         """
         item = self.prepare(photograph)
         found = predict(self.network, item, self.preprocessing, self.inferer, self.device)
-        return Segmentation(found.probability[0].numpy())
+        return Segmentation(found.probability[0].numpy(), self.threshold)
 
     def prepare(self, photograph: str | Path | np.ndarray) -> dict[str, MetaTensor]:
         """What the network sees: image (3, h, w) and fov (1, h, w) at canonical scale, float32."""
@@ -116,12 +131,14 @@ def load_pipeline(
     keep_rate: float | list[float] | None = None,
     window_size: int | None = 256,
     policy: str | None = None,
+    flips: bool = False,
 ) -> Pipeline:
     """Load a trained network with the preprocessing it was trained with.
 
     checkpoint: file written by a training; default: the one of the bundle. device: "auto", "cpu", "cuda:0". keep_rate:
     share of the tokens kept at each stage, 1.0 prunes nothing; default: as trained. window_size: px at canonical scale,
     None for the whole image at once. policy: "dense", or "random" to remove as many tokens by lot; default: as trained.
+    flips: average over the four flips of every window, at four times the cost.
     Raises CheckpointError.
     """
     where = select_device(device)
@@ -134,7 +151,8 @@ def load_pipeline(
     steps = preprocessing(
         settings["diameter"], with_label=False, normalization=settings["normalization"], rim=settings["rim"]
     )
-    return Pipeline(network, steps, FundusWindowInferer(window_size), where)
+    inferer = FundusWindowInferer(window_size, flips=flips)
+    return Pipeline(network, steps, inferer, where, settings["threshold"])
 
 
 def _with_policy(network: Network, policy: str, trained_with: str) -> Network:

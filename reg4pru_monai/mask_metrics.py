@@ -202,16 +202,24 @@ class ComparisonMetrics:
     """
 
     def __init__(
-        self, diameter: float = DEFAULT_DIAMETER, probabilities: bool = True, bootstrap: int = 1000, seed: int = 0
+        self,
+        diameter: float = DEFAULT_DIAMETER,
+        probabilities: bool = True,
+        bootstrap: int = 1000,
+        seed: int = 0,
+        threshold: float = 0.5,
     ) -> None:
-        """``diameter``: px of the field of view at canonical scale. ``probabilities``: False leaves RANKING out."""
+        """``diameter``: px of the field of view at canonical scale. ``probabilities``: False leaves RANKING out.
+
+        ``threshold``: a probability of at least this is vessel.
+        """
         if diameter <= 0:
             raise ValueError(f"diameter must be positive, got {diameter}")
         self.diameter, self.probabilities = diameter, probabilities
         self.names = tuple(name for name in NAMES if probabilities or name not in RANKING)
         self.rows: list[dict[str, Any]] = []
         self.calibration = np.zeros((CALIBRATION_BINS, 3))
-        self.vessels = VesselMetrics(bootstrap=bootstrap, seed=seed)
+        self.vessels = VesselMetrics(threshold, bootstrap=bootstrap, seed=seed)
         self._options: dict[str, Any] = {"n": bootstrap, "seed": seed}
         self._subjects: list[Hashable] = []
         self._counts: dict[str, list[np.ndarray]] = {}
@@ -233,7 +241,7 @@ class ComparisonMetrics:
         r0, c0, r1, c1 = fov.box
         box = np.s_[r0:r1, c0:c1]
         inside, scores = fov.mask[box], probability[box]
-        vessel, predicted = truth[box] & inside, (scores >= 0.5) & inside
+        vessel, predicted = truth[box] & inside, (scores >= self.vessels.threshold) & inside
         known = self.vessels.update(probability[None], truth[None], fov.mask[None], name, subject)
         values = known | self._shape(predicted, vessel, self.diameter / fov.diameter)
         if self.probabilities:

@@ -76,7 +76,7 @@ class ServedModel:
 
         model_input: DataFrame whose first column holds them, or a sequence. A photograph is the path of a file, the
             bytes of one, or an array (H, W, 3) RGB, uint8 or float in [0, 1]. A server takes base64 and opens no path.
-        params: threshold in (0, 1), default 0.5; millimetres_per_pixel.
+        params: threshold in (0, 1), default: the one chosen for the network; millimetres_per_pixel.
         Returns the columns COLUMNS. error: None, or why this photograph has no result. mask: PNG of 0 and 255;
             probability: 16-bit PNG of 65535 times the probability; both bytes, in the photograph's own pixels.
         Raises SettingsError for params out of their range.
@@ -175,7 +175,7 @@ def save_model(checkpoint: str | Path, folder: str | Path, mlflow_model: "Model 
             loader_module=__name__,
             data_path=str(weights),
             mlflow_model=mlflow_model,
-            signature=_signature(),
+            signature=_signature(settings.threshold),
             input_example=[_example()],
             pip_requirements=requirements(),
             metadata={"settings": settings.to_dict(), "settings_digest": settings.digest},
@@ -196,12 +196,12 @@ def requirements() -> list[str]:
     return found + [f"{name}=={metadata.version(name).split('+')[0]}" for name in _PACKAGES]  # indexes know no +cpu
 
 
-def _signature() -> "ModelSignature":
+def _signature(threshold: float) -> "ModelSignature":
     _pyfunc()
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, ParamSchema, ParamSpec, Schema
 
-    parameters = [ParamSpec("threshold", "double", 0.5), ParamSpec("millimetres_per_pixel", "double", None)]
+    parameters = [ParamSpec("threshold", "double", threshold), ParamSpec("millimetres_per_pixel", "double", None)]
     outputs: list[Any] = [ColSpec(_kind(name), name, required=False) for name in COLUMNS]
     # Unnamed, so that a plain list will do; of any type, as MLflow fails the whole request for one bad base64 text.
     return ModelSignature(Schema([ColSpec(AnyType())]), Schema(outputs), ParamSchema(parameters))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import replacing
+from .released import CheckpointError, check_shipped, missing_weights
 from .segmenter import Segmenter, resize_positions
 
 # preset: timm model
@@ -22,10 +23,6 @@ BACKBONES = {
     "small_dinov2_noreg": "vit_small_patch14_dinov2",
     "base_dinov2_noreg": "vit_base_patch14_dinov2",
 }
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read, written, or does not fit the network."""
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -47,7 +44,8 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     """Read a checkpoint written by :func:`save_checkpoint`, tensors and plain values only."""
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; train first, or give the path of one")
+        raise CheckpointError(missing_weights(path) or f"{path}: no such checkpoint; train first, or give one's path")
+    check_shipped(path)
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message advises to switch the protection off
@@ -99,17 +97,19 @@ def _policy_names(weights: Mapping[str, Any], own: Mapping[str, Tensor]) -> Mapp
     return {str(name).replace(here, there, 1): value for name, value in weights.items()}
 
 
-def write_release(checkpoint: str | Path, target: str | Path) -> None:
+def write_release(checkpoint: str | Path, target: str | Path, threshold: float | None = None) -> None:
     """Write the averaged weights of a checkpoint in half precision, with the configuration they need.
 
-    Loads like any checkpoint. Raises CheckpointError.
+    threshold: the probability from which on a pixel is vessel, where another than the checkpoint's is to be kept with
+    them. Loads like any checkpoint. Raises CheckpointError.
     """
     state = load_checkpoint(checkpoint)
     weights = state.get("ema") or state.get("network")
     if weights is None or "configuration" not in state:
         raise CheckpointError(f"{checkpoint}: holds no weights with a configuration; give best.pt or last.pt")
     half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
-    save_checkpoint(target, {"network": half, "configuration": state["configuration"]})
+    chosen = {} if threshold is None else {"threshold": threshold}
+    save_checkpoint(target, {"network": half, "configuration": {**state["configuration"], **chosen}})
 
 
 def mismatches(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:

@@ -15,9 +15,10 @@ import yaml
 
 from batches import table, write_photographs
 from networks import write_checkpoint
-from reg4pru_monai.batch.command import INSTALLED, bundle_digest
+from reg4pru_monai.batch.command import bundle_digest
 from reg4pru_monai.fundus.io import read_mask
 from reg4pru_monai.inference import load_pipeline
+from reg4pru_monai.released import CHECKPOINT
 from runs import BUNDLE, command
 from test_cli import reg4pru
 
@@ -174,7 +175,7 @@ def _either(folder: Path, number: int) -> int:
     return 3 if "text.jpg" in names else 0
 
 
-@pytest.mark.skipif(not (INSTALLED / "models" / "model.pt").is_file(), reason="the bundle has no weights")
+@pytest.mark.skipif(not CHECKPOINT.is_file(), reason="the bundle has no weights")
 def test_a_foreign_bundle_is_named_with_its_digest(photographs: Path, tmp_path: Path) -> None:
     bundle = shutil.copytree(BUNDLE, tmp_path / "bundle")
     path = bundle / "configs" / "inference.yaml"

@@ -20,7 +20,7 @@ from PIL import Image
 
 import reg4pru_monai
 from conftest import ROOT
-from reg4pru_monai.bundle import _log_last_epoch, flag
+from reg4pru_monai.bundle import _log_last_epoch, flag, probability
 from reg4pru_monai.comparison.groups import compare
 from reg4pru_monai.evaluation import predict
 from reg4pru_monai.fundus.io import read_image, read_mask
@@ -530,3 +530,10 @@ def test_metrics_that_a_cut_off_training_left_in_its_checkpoint_are_logged_once(
         _log_last_epoch(tracker, SimpleNamespace(metrics={}), 0)  # type: ignore[arg-type]
     logged = [(r["step"], r["metrics"]) for r in read_journal(tmp_path) if r["kind"] == "metrics"]
     assert logged == [(1, {"train/loss": 3.0, "train/learning_rate": 0.1}), (2, state.metrics)]
+
+
+@pytest.mark.parametrize("value", [0, 1, True, "half", None])
+def test_a_threshold_must_be_a_probability(value: Any) -> None:
+    assert probability("threshold", 0.3) == 0.3
+    with pytest.raises(ConfigurationError, match=r"threshold must be a number in \(0, 1\), got"):
+        probability("threshold", value)

@@ -6,10 +6,13 @@ import torch
 from PIL import Image
 
 from networks import write_checkpoint
+from reg4pru_monai.batch.command import Network, load
+from reg4pru_monai.batch.settings import settings_of
 from reg4pru_monai.fundus.io import FundusReadError
 from reg4pru_monai.fundus.phantom import Phantom, make_phantom
-from reg4pru_monai.inference import CHECKPOINT, Pipeline, Segmentation, load_pipeline
-from reg4pru_monai.weights import CheckpointError
+from reg4pru_monai.inference import Pipeline, Segmentation, load_pipeline, trained
+from reg4pru_monai.released import CHECKPOINT
+from reg4pru_monai.weights import CheckpointError, write_release
 
 SIZE = (150, 190)
 
@@ -74,6 +77,30 @@ def test_mask_is_the_thresholded_probability() -> None:
     found = Segmentation(np.array([[0.0, 0.4], [0.5, 0.9]], np.float32))
     assert found.mask().tolist() == [[False, False], [True, True]]
     assert found.mask(0.3).tolist() == [[False, True], [True, True]]
+
+
+def test_the_threshold_of_a_release_is_the_default_everywhere(
+    checkpoint: Path, phantom: Phantom, tmp_path: Path
+) -> None:
+    path = tmp_path / "released.pt"
+    write_release(checkpoint, path, threshold=0.35)
+    released = load_pipeline(path, device="cpu", window_size=64)
+    found = released(phantom.image)
+    assert np.array_equal(found.mask(), found.probability >= 0.35)
+    assert settings_of(released).threshold == 0.35
+    assert load(Network(None, path, "cpu", None, None), print).threshold == 0.35
+    assert trained(str(path))["threshold"] == 0.35
+    assert trained(str(checkpoint))["threshold"] == 0.5
+    write_release(path, tmp_path / "again.pt")
+    assert trained(str(tmp_path / "again.pt"))["threshold"] == 0.35
+
+
+def test_flips_are_an_option(pipeline: Pipeline, checkpoint: Path, phantom: Phantom) -> None:
+    flipping = load(Network(None, checkpoint, "cpu", None, None, flips=True), print).pipeline
+    assert settings_of(flipping).window["flips"] is True
+    assert "flips" not in settings_of(pipeline).window
+    flipping.inferer.window_size = (64, 64)
+    assert np.abs(flipping(phantom.image).probability - pipeline(phantom.image).probability).max() > 1e-3
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, 50])

@@ -200,6 +200,18 @@ def images(count: int = 3) -> list[tuple[np.ndarray, np.ndarray]]:
     return [((0.45 * truth + 0.55 * rng.random((40, 40))).astype(np.float32), truth) for truth in truths]
 
 
+def test_another_threshold_gives_the_metrics_of_its_masks() -> None:
+    probability, truth = images(1)[0]
+    ours = cm.ComparisonMetrics(threshold=0.3, bootstrap=0).update(probability, truth, field((40, 40)), "a", "a")
+    masks = cm.ComparisonMetrics(bootstrap=0).update(
+        (probability >= 0.3).astype(np.float32), truth, field((40, 40)), "a", "a"
+    )
+    for name in ("dice", "cldice", "sensitivity", "boundary_iou", "surface_dice", "hd95_px", "betti0_error"):
+        assert ours[name] == masks[name], name
+    half = cm.ComparisonMetrics(bootstrap=0).update(probability, truth, field((40, 40)), "a", "a")
+    assert half["surface_dice"] != ours["surface_dice"]
+
+
 def test_what_exists_is_taken_from_vessel_metrics() -> None:
     ours, known = cm.ComparisonMetrics(bootstrap=20), VesselMetrics(bootstrap=20)
     view = field((40, 40), (2, 3, 38, 36))

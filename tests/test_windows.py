@@ -397,3 +397,37 @@ def test_as_the_inferer_of_an_evaluator() -> None:
     evaluator.run()
     expected = torch.where(fov, image[:1], BACKGROUND_LOGIT)
     torch.testing.assert_close(evaluator.state.output["pred"][0].as_tensor(), expected, atol=1e-5, rtol=0)
+
+
+# --- flips
+
+
+@pytest.mark.parametrize("window", [24, None])
+@pytest.mark.parametrize("with_fov", [True, False])
+def test_flips_average_probabilities_and_are_symmetric(window: int | None, with_fov: bool) -> None:
+    """The mean over flips is that of whole images flipped, and commutes with flipping."""
+    image, fov = _ramp(2, 48, 48), _disc(48, 48, 20.0).expand(2, -1, -1, -1) if with_fov else None
+    network = torch.nn.Conv2d(3, 1, 3, padding=1)  # sees left from right
+    plain, flipping = (FundusWindowInferer(window, overlap=0.5, flips=flips) for flips in (False, True))
+
+    def call(*parts: torch.Tensor) -> torch.Tensor:
+        return 3 * network(parts[0])
+
+    with torch.no_grad():
+        found = flipping(image, call, fov=fov)
+        turned = flipping(image.flip(-1), call, fov=None if fov is None else fov.flip(-1)).flip(-1)
+        if window is None:
+            flips = [plain(image.flip(axes), call).flip(axes).sigmoid() for axes in windows.FLIPS]
+            inside = torch.ones_like(found, dtype=torch.bool) if fov is None else fov.bool()
+            torch.testing.assert_close(found.sigmoid()[inside], torch.stack(flips).mean(0)[inside])
+    torch.testing.assert_close(found, turned, atol=1e-4, rtol=1e-4)
+    assert (found - plain(image, call, fov=fov)).abs().max() > 0.01
+
+
+def test_flips_cost_four_forwards_and_keep_extreme_logits() -> None:
+    for value in (-60.0, 0.3, 60.0):
+        recorder = Recorder()
+        image = torch.full((1, 3, 16, 16), value)
+        found = FundusWindowInferer(8, overlap=0.0, batch_size=4, flips=True)(image, recorder)
+        torch.testing.assert_close(found, image[:, :1])
+        assert recorder.windows == 4 * 4

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..inference import CHECKPOINT, Pipeline, load_pipeline
+from ..inference import DEFAULT_THRESHOLD, Pipeline, load_pipeline
+from ..released import BUNDLE, CHECKPOINT
 from .failures import DeviceError, WriteError
 from .inputs import InputError
 from .locks import LockedError
@@ -18,11 +19,7 @@ from .segment import segment_photographs
 from .settings import SettingsError, settings_of
 from .status import Status, read_status
 
-INSTALLED = CHECKPOINT.parents[1]
 COULD_NOT_RUN = (InputError, SettingsError, LockedError, WriteError, DeviceError, OSError)
-
-
-DEFAULT_THRESHOLD = 0.5
 
 
 class Network(NamedTuple):
@@ -33,6 +30,7 @@ class Network(NamedTuple):
     device: str
     policy: str | None
     keep_rate: float | None
+    flips: bool = False
 
 
 class Loaded(NamedTuple):
@@ -45,9 +43,10 @@ class Loaded(NamedTuple):
 
 def load(network: Network, say: Any) -> Loaded:
     """The pipeline that was asked for. ``say`` gets what the user should know about a foreign bundle."""
-    if network.bundle is None or network.bundle.resolve() == INSTALLED.resolve():
-        checkpoint = network.checkpoint or CHECKPOINT
-        return Loaded(load_pipeline(checkpoint, network.device, network.keep_rate, policy=network.policy))
+    if network.bundle is None or network.bundle.resolve() == BUNDLE:
+        _, checkpoint, device, policy, keep_rate, flips = network
+        pipeline = load_pipeline(checkpoint or CHECKPOINT, device, keep_rate, policy=policy, flips=flips)
+        return Loaded(pipeline, pipeline.threshold)
     if network.checkpoint is not None or network.policy is not None:
         raise SettingsError("--bundle brings its own weights and policy: give it without --checkpoint and --policy")
     digest = bundle_digest(network.bundle)
@@ -60,6 +59,7 @@ def load(network: Network, say: Any) -> Loaded:
     pipeline, threshold = load_bundle(network.bundle, network.device)
     if network.keep_rate is not None:
         pipeline.network = pipeline.network.with_keep_rate(network.keep_rate)
+    pipeline.inferer.flips |= network.flips
     return Loaded(pipeline, DEFAULT_THRESHOLD if threshold is None else threshold, digest)
 
 

@@ -30,10 +30,9 @@ class Settings:
     """What the results depend on, beside the photographs. Another value anywhere here makes other results.
 
     weights: digest of the network's weights. network: architecture and what is pruned. preprocessing: diameter (px),
-    normalization and rim (share of the diameter).
-    window: side (px, None for the whole image) and overlap (fraction). threshold: in (0, 1). outputs:
-    names of OUTPUTS. millimetres_per_pixel: of the photographs, or None. identifiers: DICOM keywords that name a row.
-    max_pixels: larger photographs are refused.
+    normalization and rim (share of the diameter). window: side (px, None for the whole image), overlap (fraction),
+    flips. threshold: in (0, 1). outputs: names of OUTPUTS. millimetres_per_pixel: of the photographs, or None.
+    identifiers: DICOM keywords that name a row. max_pixels: larger photographs are refused.
     """
 
     weights: str
@@ -77,7 +76,10 @@ class Settings:
 
 
 def settings_of(pipeline: Pipeline, **choices: Any) -> Settings:
-    """The settings of a pipeline. choices: threshold, outputs and what else is the user's. Raises SettingsError."""
+    """The settings of a pipeline. choices: threshold, outputs and what else is the user's. Raises SettingsError.
+
+    threshold: default: the one chosen for the network.
+    """
     encoder, inferer = pipeline.network.encoder, pipeline.inferer
     network = {
         "blocks": len(encoder.blocks),
@@ -87,8 +89,12 @@ def settings_of(pipeline: Pipeline, **choices: Any) -> Settings:
         "decoder": type(pipeline.network.decoder).__name__,
     }
     _, canonical, normalize = pipeline.preprocessing.transforms
-    preprocessing = {"diameter": canonical.diameter, "normalization": normalize.method, "rim": normalize.rim}
-    window = {"size": inferer.window_size, "overlap": inferer.overlap, "blend": inferer.blend}
+    preprocessing = {"diameter": canonical.diameter, "normalization": normalize.method}
+    window: dict[str, Any] = {"size": inferer.window_size, "overlap": inferer.overlap, "blend": inferer.blend}
+    # Without them the digest is that of folders made before there were any.
+    preprocessing |= {"rim": normalize.rim} if normalize.rim else {}
+    window |= {"flips": True} if inferer.flips else {}
+    choices = {"threshold": pipeline.threshold, **choices}
     return Settings(weights_digest(pipeline.network), network, preprocessing, window, **choices)
 
 

@@ -1,0 +1,299 @@
+"""The model card of the bundle: every number in it comes from the facts of a release."""
+
+from collections.abc import Mapping
+from math import inf
+from textwrap import fill
+from typing import Any
+
+from ..mask_metrics import CALIBRATION_BINS
+from . import card_tables as tables
+from .card_tables import Facts, number
+from .data_sets import CC_BY, CC_BY_URL, KNOWN
+
+
+def model_card(facts: Facts, comments: Mapping[str, str]) -> str:
+    """Markdown of docs/README.md. comments: what somebody saw in a failure, by "DATA_SET PHOTOGRAPH"."""
+    sections = [
+        _title(),
+        _model(facts),
+        _data(facts),
+        _training(facts),
+        _metrics(facts),
+        _calibration(facts),
+        _speed(facts),
+        _robustness(facts),
+        _quality(facts),
+        _resolution(facts),
+        _failures(facts, comments),
+        _limitations(facts),
+        _commands(),
+        _versions(facts),
+        _LICENCE,
+    ]
+    return "\n\n".join(_wrapped(block) for block in "\n\n".join(sections).split("\n\n")) + "\n"
+
+
+def _wrapped(block: str) -> str:
+    """A paragraph in lines of 120 characters; anything else as it is."""
+    if "\n" in block or block.startswith(("#", "|", "!", "<", "`", "*")):
+        return block
+    return fill(block, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _title() -> str:
+    return """<!-- Made by `reg4pru card` from facts.json and comments.json; do not edit. -->
+
+# Fundus vessel segmentation with token pruning
+
+Segments the blood vessels of the retina in colour fundus photographs. The network is a small vision transformer that
+drops tokens on the way and brings them back before its end, trained with Reg4Pru (Wyatt, Clark and Voiculescu,
+[arXiv 2602.02163](https://arxiv.org/abs/2602.02163)).
+
+## Intended use
+
+Research: comparing pruning methods, segmenting vessels for studies whose results are checked by people. It is **not a
+medical device**. It must not be used for diagnosis, screening or any decision about a patient."""
+
+
+def _model(facts: Facts) -> str:
+    model, threshold = facts["model"], facts["threshold"]["value"]
+    stages = model["stages"]
+    blocks = ", ".join(str(block) for block, _ in stages)
+    keep = ", ".join(dict.fromkeys(f"{100 * share:.0f} %" for _, share in stages))
+    pruning = "no tokens are dropped"
+    if stages and model["policy"] != "dense":
+        back = f"all come back before block {model['reactivate']}"
+        pruning = f"before blocks {blocks}, {keep} of the tokens go on; {back}"
+    window = " × ".join(str(side) for side in model["window"])
+    rows = [
+        [
+            "network",
+            f"preset `{model['preset']}`: {model['blocks']} blocks, {model['channels']} channels, patches of "
+            f"{model['patch']} × {model['patch']} pixels; decoder `{model['decoder']}`; "
+            f"{model['parameters'] / 1e6:.1f} million parameters with the selectors",
+        ],
+        ["pruning", f"policy `{model['policy']}`: {pruning} (blocks count from 0)"],
+        [
+            "input",
+            "RGB photograph of any size. The field of view is found and resized to a diameter of "
+            f"{model['diameter']} pixels; colours are normalised (`{model['normalization']}`)",
+        ],
+        [
+            "output",
+            "probability of vessel for each pixel of the photograph, 0 outside the field of view; mask from "
+            f"{threshold:g} on",
+        ],
+        ["inference", f"windows of {window} pixels, overlapping by {model['overlap']:.0%}, blended"],
+        ["file", f"`{facts['weights']['file']}`, half precision, {facts['weights']['bytes'] / 2**20:.1f} MiB"],
+        ["SHA-256", f"`{facts['weights']['sha256']}`"],
+    ]
+    lines = ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)]
+    return "## Model\n\n" + "\n".join(lines)
+
+
+def _data(facts: Facts) -> str:
+    names = [*dict.fromkeys([*facts["training"]["data_sets"], *facts["results"]])]
+    sources = []
+    for name in names:
+        known = KNOWN.get(name)
+        if known:
+            licence = f"[{CC_BY}]({CC_BY_URL})" if known.licence == CC_BY else known.licence
+            owner = f" {known.attribution}." if known.attribution else ""
+            sources.append(
+                f'* **{name}**: {known.authors}, "{known.title}", {known.where}.{owner} {licence}. '
+                f"[Source]({known.url})."
+            )
+        else:
+            sources.append(f"* **{name}**: no public data set that this project knows.")
+    some = [
+        f"{own['images']} of the {own['of_images']} test photographs of {name}"
+        for name, own in facts["results"].items()
+        if own["images"] < own["of_images"]
+    ]
+    tried = f" **Only {' and '.join(some)} were measured for this card.**" if some else ""
+    return "\n\n".join(
+        [
+            "## Data",
+            "Split by people: no one has photographs in two parts. Validation chose the weights and the threshold; the "
+            f"test part chose nothing.{tried}",
+            tables.data(facts),
+            "\n".join(sources),
+            "The photographs are not part of the bundle. The pictures below show test photographs, changed: reduced, "
+            "and drawn over with the segmentation. Licences of all data sets that can be read: "
+            "[data_license.txt](data_license.txt).",
+        ]
+    )
+
+
+def _training(facts: Facts) -> str:
+    training = facts["training"]
+    steps = "not recorded" if training["steps"] is None else f"{training['steps']}"
+    energy = "not measured" if training["energy_kwh"] is None else f"{training['energy_kwh']:.2f} kWh"
+    best = "" if training["best_epoch"] is None else f", weights of epoch {training['best_epoch']} (best validation AP)"
+    ap = "" if training["validation_ap"] is None else f"; validation AP {number(training['validation_ap'])}"
+    settings = training["settings"]
+    shown = [f"`{key}` {_shown(settings[key])}" for key in sorted(settings)]
+    rows = [
+        ["epochs", f"{training['epochs']}{best}{ap}"],
+        ["optimiser steps", steps],
+        ["time", _time(training["seconds"])],
+        ["energy", energy],
+        ["hardware", training["made_with"].get("hardware", "not recorded")],
+        ["seed", str(training["seed"])],
+    ]
+    lines = ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)]
+    text = (
+        "## Training\n\nBinary cross-entropy plus Dice loss inside the field of view, and the losses of the pruning "
+        "policy; moving average of the weights. How: [docs/training.md](../../../docs/training.md).\n\n"
+    )
+    return text + "\n".join(lines) + (f"\n\nSettings: {', '.join(shown)}." if shown else "")
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "not recorded"
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else "default" if value is None else str(value)
+
+
+def _metrics(facts: Facts) -> str:
+    threshold = facts["threshold"]
+    grouped = tables.groups(facts)
+    unseen = [name for name, own in facts["results"].items() if not own["trained_on"]]
+    parts = [
+        "## Metrics",
+        "On the test photographs, in the pixels of the photograph, inside the field of view. Brackets: 95 % interval "
+        "over people. Pruned is what ships; dense is the same network without pruning. What the metrics are: "
+        "[docs/metrics.md](../../../docs/metrics.md).",
+        f"Not trained on: {', '.join(unseen)}." if unseen else "",
+        tables.accuracy(facts),
+        f"The threshold {threshold['value']:g} has the highest Dice on the {threshold['images']} validation "
+        f"photographs: {number(threshold['dice'])}, and {number(threshold['dice_at_half'])} at 0.5.",
+        f"Means over the photographs of each group, pruned:\n\n{grouped}" if grouped else "",
+        f"The weights as trained and as shipped, in half precision:\n\n{tables.half_precision(facts)}",
+        "Test-time flips (`--flips`) average four flips of every window. Pruned; time of the network:\n\n"
+        + tables.flips(facts),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _calibration(facts: Facts) -> str:
+    errors = [f"{name} {tables.interval(own['metrics'], 'pruned/ece')}" for name, own in facts["results"].items()]
+    return (
+        "## Calibration\n\nExpected calibration error of the probability of vessel, over pixels in the field of view "
+        f"({CALIBRATION_BINS} bins): {', '.join(errors)}. The probabilities were not calibrated after training; on "
+        "other cameras they can be further off."
+    )
+
+
+def _speed(facts: Facts) -> str:
+    quiet = all(row.get("busy", inf) <= row.get("processors", 0) for row in facts["speed"])
+    busy = " **Not to be relied on: other programs kept the machine busy, or its load was not recorded.**"
+    warning = "" if quiet else busy
+    return (
+        "## Speed and memory\n\nTime and peak memory of the network, one photograph at a time, dense and pruned in "
+        f"turn; medians of {facts['speed'][0]['repeats']}. File to mask: everything, pruned. Memory is what PyTorch "
+        f"allocates beyond the weights.{warning}\n\n{tables.speed(facts)}"
+    )
+
+
+def _robustness(facts: Facts) -> str:
+    counts = [f"{len(own['photographs'])} of {name}" for name, own in facts["robustness"].items()]
+    left_out = [f"{title} on {name}" for name, own in facts["robustness"].items() for title in own["left_out"]]
+    rest = f" Left out, because the photographs become too large: {', '.join(left_out)}." if left_out else ""
+    return (
+        f"## Robustness\n\nThe same test photographs, clean and made worse ({', '.join(counts)}: the first of each "
+        "group by name), pruned. All are scored in the field of view of the clean photograph, turned, scaled or cut "
+        "like the photograph, so that a field of view that is not found counts as an error."
+        f"{rest}\n\n{tables.robustness(facts)}"
+    )
+
+
+def _quality(facts: Facts) -> str:
+    shown = tables.quality(facts)
+    found = f"\n\nDice (mean of photographs) where an indicator of quality is lowest:\n\n{shown}" if shown else ""
+    return (
+        "## Bad quality\n\nNothing is refused: a photograph of poor quality gets a mask too. `reg4pru segment` "
+        "writes indicators of its quality (focus, light, contrast, completeness of the field of view) beside the "
+        f"results, to be judged by people.{found}"
+    )
+
+
+def _resolution(facts: Facts) -> str:
+    trained, diameter = facts["training_photographs"], facts["model"]["diameter"]
+    tested = [
+        f"{name} {own['diameter_px'][0]:.0f} to {own['diameter_px'][1]:.0f}" for name, own in facts["results"].items()
+    ]
+    low, high = trained["diameter_px"]
+    return (
+        f"## Resolution\n\nPhotographs are brought to a field of view of {diameter} pixels. Diameters in pixels: "
+        f"training photographs {low:.0f} to {high:.0f}; tested {', '.join(tested)}. Half and twice the resolution "
+        f"stand under Robustness. Photographs with much less than {diameter} pixels across are enlarged and hold no "
+        "thin vessels; of larger ones, vessels of one or two pixels are lost."
+    )
+
+
+def _failures(facts: Facts, comments: Mapping[str, str]) -> str:
+    parts = [
+        "## Failure cases",
+        "The test photographs with the lowest Dice. Green: found; red: missed; blue: false.",
+    ]
+    for failure in facts["failures"]:
+        name = f"{failure['data_set']} {failure['photograph']}"
+        comment = comments.get(name)
+        parts.append(f"**{name}**, Dice {number(failure['dice'])}." + (f" {comment}" if comment else ""))
+        parts.append(f"![Segmentation of {name}]({failure['picture']})")
+    parts.append(f"All test photographs: [contact sheet]({facts['contact_sheet']}).")
+    return "\n\n".join(parts)
+
+
+def _limitations(facts: Facts) -> str:
+    own, sets = facts["training"]["parts"]["train"], " and ".join(facts["training"]["data_sets"])
+    return f"""## Limitations
+
+* Trained on {own["images"]} photographs of {own["subjects"]} people from {sets}. Other cameras, other fields of view
+  and diseases that are not in them were not seen. Measure on your own photographs before you rely on it.
+* The references are drawings of one observer. Observers differ, most of all on thin vessels.
+* Few test photographs: intervals are wide, and both eyes of a person are not independent.
+* Haemorrhages, the rim of the optic disc, reflexes and the edge of the field of view may be taken for vessels; thin and
+  low-contrast vessels are missed first.
+* Angiograms and red-free photographs were not tried."""
+
+
+def _commands() -> str:
+    return """## Commands
+
+From the root of the repository, in its environment (`make demo` or `make test` make it, `. .venv/bin/activate`
+activates it). `my_data` is a data set, `photos` a folder of photographs.
+
+```bash
+python -m monai.bundle run training \\
+  --config_file bundles/fundus_vessel_segmentation/configs/train.yaml \\
+  --dataset_dir my_data
+python -m monai.bundle run evaluating \\
+  --config_file bundles/fundus_vessel_segmentation/configs/evaluate.yaml \\
+  --dataset_dir my_data
+python -m monai.bundle run \\
+  --config_file bundles/fundus_vessel_segmentation/configs/inference.yaml \\
+  --dataset_dir photos --output_dir runs/segmented
+```
+
+`reg4pru segment photo.jpg` segments photographs without a configuration. Evaluation, inference and `reg4pru segment`
+use `models/model.pt`, unless `--checkpoint` names another. All settings:
+[docs/training.md](../../../docs/training.md)."""
+
+
+def _versions(facts: Facts) -> str:
+    return (
+        f"## Versions\n\nMeasured by `{facts['command']}` ([docs/release.md](../../../docs/release.md)); all numbers: "
+        f"[facts.json](facts.json).\n\n{tables.versions(facts)}"
+    )
+
+
+_LICENCE = """## Licence
+
+Apache License 2.0, for code and weights; see [LICENSE](../LICENSE). The pictures of photographs are under the licences
+of their data sets. The method is by Wyatt, Clark and Voiculescu; please cite their paper."""

@@ -1,0 +1,157 @@
+"""What a release is made from: the checkpoint, the training it came from, and the data sets to test on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from ..configuration import NOT_RESULTS
+from ..fundus.datasets import DatasetError, datalist, digest, find_samples
+from ..runtime import ConfigurationError
+from ..tracking_store import JOURNAL_NAME, read_journal
+from ..weights import load_checkpoint
+
+VALIDATION_FRACTION = 0.2  # of train.yaml
+_NO_FACTS = {*NOT_RESULTS, "dataset_dir", "data", "phantoms", "backbone", "seed"}  # paths, or said elsewhere
+_SHOWN = ("git.revision", "git.dirty", "hardware", "platform", "python")
+
+
+class Source(NamedTuple):
+    """A checkpoint, and the output folder of its training."""
+
+    checkpoint: Path
+    run: Path
+
+
+def locate(given: Path) -> Source:
+    """The checkpoint that is meant by a run folder, or by a file in its checkpoints/. Raises ConfigurationError.
+
+    A checkpoint alone does not do: it does not say on what it was trained, and which part was held out.
+    """
+    checkpoint = given / "checkpoints" / "best.pt" if given.is_dir() else given
+    run = checkpoint.absolute().parents[1]
+    for path in (checkpoint, run / "configuration.yaml"):
+        if not path.is_file():
+            raise ConfigurationError(
+                f"{path} does not exist; give the --output_dir of a finished training, or one of its checkpoints"
+            )
+    return Source(checkpoint, run)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set to test on. entries: of its test part, as ``datalist`` makes them; whole: how many there are."""
+
+    folder: Path
+    name: str
+    entries: list[dict[str, str]]
+    whole: int
+    digest: str
+
+
+def open_data_sets(folders: Sequence[Path], limit: int | None) -> list[DataSet]:
+    """The test parts, at most ``limit`` photographs of each. Raises DatasetError."""
+    found = []
+    for folder in folders:
+        entries = datalist(folder, "test")
+        chosen = select(entries, limit or len(entries))
+        found.append(DataSet(folder, find_samples(folder).name, chosen, len(entries), digest(folder)[:16]))
+    names = [each.name for each in found]
+    if len(set(names)) < len(names):
+        raise DatasetError(f"two --data folders hold data sets of one name: {', '.join(names)}; rename one")
+    return found
+
+
+def select(entries: Sequence[dict[str, str]], count: int) -> list[dict[str, str]]:
+    """The first photographs by name, as many of each group as possible; in the order given."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    for entry in sorted(entries, key=lambda each: each["name"]):
+        groups.setdefault(entry.get("group", ""), []).append(entry)
+    turns = [(turn, group) for group, own in groups.items() for turn in range(len(own))]
+    kept = {groups[group][turn]["name"] for turn, group in sorted(turns)[:count]}
+    return [entry for entry in entries if entry["name"] in kept]
+
+
+def training_folders(run: Path, given: Sequence[Path]) -> list[Path]:
+    """The data sets that a training used: as it recorded them, where they still are, else those given of their names.
+
+    Raises ConfigurationError where one is not among them: its validation part would be another one.
+    """
+    recorded = configuration(run).get("dataset_dir")
+    if not recorded:
+        return list(given)
+    paths = [Path(str(each)) for each in (recorded if isinstance(recorded, list) else [recorded])]
+    named = {folder.resolve().name: folder for folder in given}
+    missing = [path for path in paths if not path.is_dir() and path.name not in named]
+    if missing:
+        raise ConfigurationError(f"the training used {missing[0]}, which is not there; give it with --data FOLDER")
+    return [named.get(path.name, path) for path in paths]
+
+
+def configuration(run: Path) -> dict[str, Any]:
+    """All settings of a training. Raises ConfigurationError."""
+    try:
+        return dict(yaml.safe_load((run / "configuration.yaml").read_text(encoding="utf-8")))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{run / 'configuration.yaml'}: not readable ({error})") from error
+
+
+def part_of(folders: Sequence[Path], part: str, run: Path) -> list[dict[str, str]]:
+    """One part of the data of a training, held out as it was there."""
+    fraction = configuration(run).get("validation_fraction", VALIDATION_FRACTION)
+    # One folder alone as such: several get their names in front, and so another order in which subjects are drawn.
+    return datalist(folders[0] if len(folders) == 1 else folders, part, validation_fraction=fraction)
+
+
+def training_facts(source: Source, folders: Sequence[Path]) -> dict[str, Any]:
+    """What is known of the training: data, settings, epochs, steps, time, hardware, versions; None where it is not."""
+    state, settings = load_checkpoint(source.checkpoint), configuration(source.run)
+    records = read_journal(source.run) if (source.run / JOURNAL_NAME).is_file() else []
+    tags = {key: value for each in records if each["kind"] == "tags" for key, value in each["tags"].items()}
+    last = source.run / "checkpoints" / "last.pt"
+    parts = {}
+    for part in ("train", "validation"):
+        entries = part_of(folders, part, source.run)
+        parts[part] = {"images": len(entries), "subjects": len({entry["subject"] for entry in entries})}
+    return {
+        "data_sets": [find_samples(folder).name for folder in folders],
+        "parts": parts,
+        "epochs": state["configuration"].get("max_epochs"),
+        "best_epoch": state.get("epoch"),
+        "validation_ap": state.get("validation_ap"),
+        "steps": load_checkpoint(last)["ema_updates"] if last.is_file() else None,
+        "seconds": training_seconds(records),
+        "energy_kwh": None,  # nothing measures it
+        "seed": state["configuration"].get("seed"),
+        "settings": {key: value for key, value in settings.items() if _is_fact(key, value)},
+        "made_with": {key: tags[key] for key in _SHOWN if key in tags},
+        "packages": {key.removeprefix("package."): tags[key] for key in tags if key.startswith("package.")},
+    }
+
+
+def training_seconds(records: Sequence[Mapping[str, Any]]) -> float | None:
+    """Wall time of a training from its journal: from each start, or going on, to the last epoch logged after it."""
+    total, begun, ended = 0.0, None, None
+    for record in records:
+        if record["kind"] == "start":
+            total += (ended or begun or 0) - (begun or 0)
+            begun, ended = record["time"], None
+        elif record["kind"] == "metrics" and "train/loss" in record["metrics"]:
+            ended = record["time"]
+    total += (ended or begun or 0) - (begun or 0)
+    return total / 1000 or None
+
+
+def _is_fact(key: str, value: Any) -> bool:
+    """Whether a setting is a plain value that says something outside the machine of the training."""
+    if key in _NO_FACTS or (isinstance(value, dict) and any(str(name).startswith("_") for name in value)):
+        return False
+    return not any(text.startswith(("$", "@", "%", "/")) for text in _texts(value))
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict | list):
+        return [text for each in (value.values() if isinstance(value, dict) else value) for text in _texts(each)]
+    return [value] if isinstance(value, str) else []
