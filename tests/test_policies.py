@@ -302,7 +302,7 @@ def test_a_window_over_two_unequal_fields_of_view(image: Tensor, fov: Tensor, mo
 
 
 def test_window_distribution_is_the_published_one() -> None:
-    policy = build_policy("reg4pru", 32, ()).train()
+    policy = build_policy("reg4pru", 32, (), route_opens=[2, 6]).train()
     windows = [(opened, closed) for opened in range(2, 7) for closed in range(opened + 1, 11)]
     assert len(windows) == 30
     chance = {b: sum(1 / 5 / (10 - first) for first, last in windows if first < b <= last) for b in range(12)}
@@ -322,14 +322,27 @@ def test_window_distribution_is_the_published_one() -> None:
     assert {b: found[b] / draws for b in range(12)} == pytest.approx(chance, abs=0.025)
 
 
+@pytest.mark.parametrize(("depth", "stages"), [(8, (1, 3, 5)), (12, (2, 5, 8)), (8, (3, 5)), (12, (9,))])
+def test_window_opens_where_the_first_stage_removes_tokens(depth: int, stages: tuple[int, ...]) -> None:
+    """Every block that a pruned token can miss is missed in training too, the first one included."""
+    policy = build_policy("reg4pru", 32, [Stage(block, 0.7) for block in stages]).train()
+    torch.manual_seed(0)
+    windows = {policy.draw(1.0, depth).window for _ in range(400)}
+    starts = {window.start for window in windows if window}
+    assert starts == set(range(stages[0], max(stages[0], depth // 2) + 1))
+    assert {b for window in windows if window for b in range(window.start, window.end)} == set(
+        range(stages[0], depth - 1)
+    )
+
+
 def test_window_stays_inside_shallow_networks() -> None:
     policy = build_policy("reg4pru", 32, ()).train()
     for depth in (4, 5, 6, 8):
         for _ in range(50):
             window = policy.draw(1.0, depth).window
             assert window is not None
-            assert 3 <= window.start < window.end <= max(4, depth - 1)
-    assert policy.draw(1.0, 3).window is None
+            assert 2 <= window.start < window.end <= max(3, depth - 1)
+    assert policy.draw(1.0, 2).window is None
 
 
 def test_no_window_in_evaluation(image: Tensor) -> None:

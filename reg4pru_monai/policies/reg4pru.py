@@ -18,7 +18,9 @@ class Reg4Pru(Policy):
     """Adds the random window to any policy; at inference it is that policy.
 
     route_keep: share of the tokens that pass through the window.
-    route_opens: first and last block after which it may open; default 2 and half the depth.
+    route_opens: first and last block after which it may open. Default: from where the first stage removes tokens to the
+        block before half the depth. So each block that a pruned token can miss is missed in training too, as in the
+        paper, whose window and whose first stage both begin behind block 2 of 12 (docs/decisions/0014-window.md).
     route_closes: last block after which it may close; default the last but one. Both draws are uniform.
     """
 
@@ -60,15 +62,20 @@ class Reg4Pru(Policy):
     def draw(self, progress: float, depth: int) -> Step:
         """The window, beside what the policy below draws.
 
-        Opens after block l ~ U{2..max(2, min(L/2, L-2))}, closes after block n ~ U{l+1..max(l+1, L-2)}.
+        Opens after block l ~ U{s-1..max(s-1, L/2-1)}, s the first stage's block (or 2), closes after block
+        n ~ U{l+1..max(l+1, L-2)}.
         """
         step = self.base.draw(progress, depth)
-        first, last = self.route_opens or (2, max(2, min(depth // 2, depth - 2)))
+        first, last = self.route_opens or self._where_tokens_leave(depth)
         if not self.training or depth <= first + 1:
             return step
         opened = _uniform(first, min(last, depth - 2))
         closed = _uniform(opened + 1, max(opened + 1, min(self.route_closes or depth, depth - 2)))
         return step._replace(window=Window(opened + 1, closed + 1, self.route_keep))
+
+    def _where_tokens_leave(self, depth: int) -> tuple[int, int]:
+        first = min((stage.block for stage in self.stages), default=2) - 1
+        return first, max(first, depth // 2 - 1)
 
     def loss(self, trace: Trace, label: Tensor, progress: float) -> dict[str, Tensor]:
         """As the policy below."""
