@@ -11,8 +11,8 @@ from ..configuration import configuration_digest, data_digest
 from ..tracking_store import JOURNAL_NAME, read_journal
 from ..training import kept_checkpoint
 
-# What is compared, what changes no weights, and where the data set lies.
-MAY_DIFFER = ("decoder", "policy", "policy_options", "seed", "keep_epochs", "data")
+# What is compared, what changes no weights, where the data set lies, and how a version of train.yaml starts a training.
+MAY_DIFFER = ("decoder", "policy", "policy_options", "seed", "keep_epochs", "data", "initialize", "training")
 
 
 class Run(NamedTuple):
