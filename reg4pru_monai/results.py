@@ -22,6 +22,7 @@ SHARES = {  # pooled over pixels but the last
     **{"specificity": "Specificity", "thin_vessel_recall": "Thin-vessel recall", "ece": "ECE"},
     "per_image/surface_dice": "Surface Dice",
 }
+AUC_INTERVAL = ("pruned/auc_low", "pruned/auc_high")
 POOLED = ("ap", "dice", "auc", "cldice")
 GROUPED = ("ap", "dice", "cldice", "thin_vessel_recall")
 
@@ -29,7 +30,8 @@ GROUPED = ("ap", "dice", "cldice", "thin_vessel_recall")
 def headline(result: Mapping[str, float]) -> dict[str, float]:
     """The few metrics that go to MLflow, by the names they have there behind the name of the part.
 
-    Of several data sets, AP on each as the network is meant to run: there is room for two (see HEADLINE).
+    Of several data sets, AP on each as the network is meant to run, in place of the interval of AUC: there is room for
+    two (see HEADLINE).
     What is undefined, as thin-vessel recall where no vessel is thin, is left out; but not AP and Dice: the tracker
     notes with a tag that they are, and `reg4pru compare` says so.
     """
@@ -39,6 +41,7 @@ def headline(result: Mapping[str, float]) -> dict[str, float]:
     kept = {f"{variant}/{key}" for variant in HEADLINE for key in ("ap", "dice")}
     found = {name: result[source] for name, source in sources.items() if source in result}
     for dataset in datasets(result):
+        found = {name: value for name, value in found.items() if name not in AUC_INTERVAL}
         found[f"{main_variant(result)}/dataset/{_plain(dataset)}/ap"] = result[_of(dataset, result, "ap")]
     return {name: value for name, value in found.items() if name in kept or isfinite(value)}
 
@@ -135,8 +138,8 @@ def _number(value: float) -> str:
 
 
 def _variants(result: Mapping[str, float]) -> list[str]:
-    """Those that were evaluated."""
-    return [name for name in ("dense", "pruned") if f"{name}/ap" in result]
+    """Those that were evaluated: dense always is."""
+    return ["dense", "pruned"] if "pruned/ap" in result else ["dense"]
 
 
 def _datasets(result: Mapping[str, float]) -> list[Sequence[str]]:

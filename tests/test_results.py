@@ -98,6 +98,7 @@ def test_the_table_has_a_line_for_each_variant() -> None:
 def test_of_two_data_sets_ap_goes_to_mlflow_and_there_is_still_room() -> None:
     found = headline(result(**DATASETS))
     assert found.keys() - headline(result()).keys() == {"pruned/dataset/CHASE_DB1/ap", "pruned/dataset/my_eyes/ap"}
+    assert headline(result()).keys() - found.keys() == {"pruned/auc_low", "pruned/auc_high"}
     assert found["pruned/dataset/my_eyes/ap"] == 0.625
     assert len(found) + 4 + 2 + 4 < 40
 

@@ -18,6 +18,7 @@ from ..fundus.io import read_image
 from ..inference import Pipeline
 from ..networks import transformer
 from ..policies import FINAL, StageTrace, Step, Window
+from ..policies.reg4pru import first_stage
 from ..segmenter import Segmenter
 
 WINDOW_KEEP = 0.5  # share of the tokens that passes through the random window, as in training
@@ -112,7 +113,8 @@ def inspect_network(pipeline: Pipeline, photograph: str | Path | np.ndarray) -> 
     inside = item["fov"].as_tensor()[0].numpy() > 0
     network = transformer(pipeline.network, "inspect")
     depth = len(network.encoder.blocks)
-    window = Window(3, depth - 1, WINDOW_KEEP)  # the longest that training draws by default
+    # The longest that training draws by default.
+    window = Window(first_stage(network.encoder.policy.stages), depth - 1, WINDOW_KEEP)
     with torch.inference_mode():
         _, trace = network.forward_with_trace(image, fov, FINAL)
         shown = {"dense": network.dense()} | ({"pruned": network} if trace.stages else {})

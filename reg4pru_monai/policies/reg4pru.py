@@ -44,6 +44,7 @@ class Reg4Pru(Policy):
         self.route_keep = route_keep
         self.route_opens = None if route_opens is None else (int(route_opens[0]), int(route_opens[1]))
         self.route_closes = route_closes
+        self._leave = first_stage(base.stages)
 
     @classmethod
     def over(cls, build: Callable[..., Policy], dim: int, stages: Sequence[Stage], **options: Any) -> "Reg4Pru":
@@ -74,8 +75,7 @@ class Reg4Pru(Policy):
         return step._replace(window=Window(opened + 1, closed + 1, self.route_keep))
 
     def _where_tokens_leave(self, depth: int) -> tuple[int, int]:
-        first = min((stage.block for stage in self.stages), default=2) - 1
-        return first, max(first, depth // 2 - 1)
+        return self._leave - 1, max(self._leave, depth // 2) - 1
 
     def loss(self, trace: Trace, label: Tensor, progress: float) -> dict[str, Tensor]:
         """As the policy below."""
@@ -86,6 +86,11 @@ class Reg4Pru(Policy):
         twin = super().with_keep_rate(keep)
         twin._modules = {**self._modules, "base": self.base.with_keep_rate(keep)}
         return twin
+
+
+def first_stage(stages: Sequence[Stage]) -> int:
+    """The first block that pruned tokens miss, which the window may begin with; 2 where nothing is pruned."""
+    return min((stage.block for stage in stages), default=2)
 
 
 def _uniform(low: int, high: int) -> int:
