@@ -1,6 +1,7 @@
 """Figures of ``reg4pru reproduce``."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ def draw_variants(results: Results) -> Any:
             for place, arm in enumerate(arms):
                 _draw_values(axes, place + shift, list(results.values(decoder, arm, variant).values()), f"C{number}")
             axes.plot([], [], marker="o", linestyle="", color=f"C{number}", label=variant)
-        axes.set_xticks(range(len(arms)), arms)
+        axes.set_xticks(range(len(arms)), [re.sub(r", (?!\d)", "\n", arm) for arm in arms])
         axes.set(ylabel="Average precision", title=f"decoder {decoder}", xlim=(-0.5, len(arms) - 0.5))
         axes.grid(axis="y", alpha=0.3)
     _legend(figure, "evaluated")
