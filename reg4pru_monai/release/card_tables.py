@@ -4,17 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from ..results import GROUPED, POOLED, SHARES
+
 Facts = Mapping[str, Any]
-ACCURACY = {
-    "ap": "AP",
-    "dice": "Dice",
-    "auc": "AUC",
-    "cldice": "clDice",
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "thin_vessel_recall": "Thin-vessel recall",
-}
-GROUPED = {"ap": "AP", "dice": "Dice", "cldice": "clDice", "thin_vessel_recall": "Thin-vessel recall"}
+ACCURACY = {key: SHARES[key] for key in (*POOLED, "sensitivity", "specificity", "thin_vessel_recall")}
+GROUPS = {key: SHARES[key] for key in GROUPED}
 _INDICATORS = {
     "focus": "focus",
     "contrast": "contrast",
@@ -54,11 +48,11 @@ def accuracy(facts: Facts) -> str:
 def groups(facts: Facts) -> str:
     """Of each group of photographs, pruned; empty where no data set has groups."""
     rows = [
-        [f"{name}, {group}", str(count), *(interval(own["metrics"], f"pruned/group/{group}/{key}") for key in GROUPED)]
+        [f"{name}, {group}", str(count), *(interval(own["metrics"], f"pruned/group/{group}/{key}") for key in GROUPS)]
         for name, own in facts["results"].items()
         for group, count in own["groups"].items()
     ]
-    return table(["", "Photographs", *GROUPED.values()], rows) if rows else ""
+    return table(["", "Photographs", *GROUPS.values()], rows) if rows else ""
 
 
 def half_precision(facts: Facts) -> str:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ..commands import readable
+
 
 def release(
     source: Annotated[Path, typer.Argument(help="Output folder of a training, or a checkpoint.")],
@@ -23,11 +25,8 @@ def release(
     from ..released import BUNDLE, WEIGHTS, CheckpointError
     from .run import release as run
 
-    try:
+    with readable(ValueError, OSError, CheckpointError):
         facts = run(source, data, bundle or BUNDLE, device, work, limit, lambda text: typer.echo(text, err=True))
-    except (ValueError, OSError, CheckpointError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None
     for name, own in facts["results"].items():
         metrics = own["metrics"]
         typer.echo(f"{name}: AP {metrics['pruned/ap']:.3f} pruned, {metrics['dense/ap']:.3f} dense")
@@ -41,9 +40,6 @@ def card(
     from ..released import BUNDLE
     from .bundle_files import write_card
 
-    try:
+    with readable(ValueError, OSError):
         for path in write_card(bundle or BUNDLE):
             typer.echo(f"written: {path}")
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from None

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import __version__
 from ..evaluation import Evaluation
-from ..files import check_folder
+from ..files import check_folder, replacing
 from ..fundus.datasets import digest
 from ..fundus.io import read_image, read_mask
 from ..inference import ARCHITECTURE, Pipeline, load_pipeline, trained
@@ -174,9 +174,9 @@ def release(
     facts["command"] = " ".join(["reg4pru release RUN", *(f"--data {folder.resolve().name}" for folder in data)])
     facts["command"] += f" --limit {limit}" if limit else ""
     draw(every, facts, bundle)
-    (bundle / WEIGHTS).parent.mkdir(parents=True, exist_ok=True)
     write_json(bundle / FACTS, facts)
-    shutil.copyfile(work / "model.pt", bundle / WEIGHTS)
+    with replacing(bundle / WEIGHTS) as beside:
+        shutil.copyfile(work / "model.pt", beside)
     write_metadata(bundle, facts)
     write_card(bundle)
     return facts
