@@ -1,7 +1,7 @@
 """Named sizes and stage plans: numbers only."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .policies import Stage, plan
 
@@ -32,9 +32,13 @@ class Preset:
     norm_eps: float = 1e-5
 
 
+# From scratch on a CPU. Small layer scales are for fine-tuning a pretrained backbone; from scratch they stall.
+_TINY = Preset(8, 128, 8, 4, layer_scale=0.3, coordinate_scale=16.0, mask_stride=2, skip_width=12)
+
 PRESETS: dict[str, Preset] = {
-    # From scratch on a CPU. Small layer scales are for fine-tuning a pretrained backbone; from scratch they stall.
-    "tiny": Preset(8, 128, 8, 4, layer_scale=0.3, coordinate_scale=16.0, mask_stride=2, skip_width=12),
+    "tiny": _TINY,
+    "tiny_4": replace(_TINY, depth=4),
+    "tiny_12": replace(_TINY, depth=12),
     # timm vit_{small,base}_patch16_dinov3
     "small": Preset(16, 384, 12, 6),
     "base": Preset(16, 768, 12, 12),
