@@ -22,7 +22,7 @@ from .environment import SystemMetrics, frozen_packages
 from .evaluation import Evaluation, check_labels
 from .fundus.datasets import datalist, digest, find_samples, split
 from .fundus.splits import PARTS
-from .inference import IDENTITY
+from .inference import IDENTITY, trained
 from .networks import Network, UNetSegmenter, build_network
 from .results import UNFINISHED, description, headline, table
 from .runtime import EXPECTED, ConfigurationError, root_cause
@@ -185,8 +185,21 @@ def start_processes() -> None:
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
 
 
-def with_backbone(network: Network, backbone: str | None) -> Network:
-    """The network, with its encoder from the file of a pretrained backbone where one is given."""
+def initialized(network: Network, backbone: str | None, start_from: str | None, **preprocessing: Any) -> Network:
+    """The network as training begins: from scratch, on a pretrained backbone, or from a checkpoint of this bundle.
+
+    preprocessing: of this training; a checkpoint that saw its photographs otherwise is worth a warning. Raises
+    CheckpointError, ConfigurationError.
+    """
+    if start_from is not None:
+        if backbone is not None:
+            raise ConfigurationError("backbone and start_from both say where weights come from; leave one out")
+        load_network(network, start_from)
+        found = trained(start_from)
+        for key, value in preprocessing.items():
+            if found[key] != value:
+                logger.warning("%s was trained with %s %s, this training has %s", start_from, key, found[key], value)
+        logger.info("training starts from %s", start_from)
     if backbone is not None:
         if isinstance(network, UNetSegmenter):
             raise ConfigurationError(f"backbone belongs to transformers; take it out for {network.name}")

@@ -179,15 +179,17 @@ def configuration_digest(
 ) -> str:
     """What identifies a training: 16 hex digits of the SHA-256 of all settings that change its result.
 
-    merged: a configuration of train.yaml with overlays and overrides. The data set and the file of a backbone enter by
-    their content, wherever they lie; ``NOT_RESULTS`` and the keys in ``without`` do not enter. Raises DatasetError.
+    merged: a configuration of train.yaml with overlays and overrides. The data set and the files that weights come from
+    enter by their content, wherever they lie; ``NOT_RESULTS`` and the keys in ``without`` do not enter. Raises
+    DatasetError.
     """
     settings = {key: value for key, value in merged.items() if key not in NOT_RESULTS | set(without)}
     if folder := settings.pop("dataset_dir", None):
         settings["phantoms"] = data(folder)
-    backbone = settings.get("backbone")
-    if isinstance(backbone, str) and Path(backbone).is_file():
-        settings["backbone"] = hashlib.sha256(Path(backbone).read_bytes()).hexdigest()
+    for key in ("backbone", "start_from"):
+        file = settings.get(key)
+        if isinstance(file, str) and Path(file).is_file():
+            settings[key] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
     text = json.dumps(_plain(settings), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

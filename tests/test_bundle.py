@@ -56,6 +56,39 @@ def test_training_without_a_data_set_runs_on_phantoms(training: Path) -> None:
     assert result["pruned/peak_memory_mib"] > 0
 
 
+def test_training_starts_from_the_weights_of_another(
+    training: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a learning rate of nothing it ends with them; what differs from their training is said."""
+    best = training / "checkpoints" / "best.pt"
+    told = {"start_from": str(best), "diameter": 104, "rim": 0.0, "learning_rate": 1e-30, "max_epochs": 1}
+    run("train", output_dir=str(tmp_path / "out"), weight_decay=0.0, **told)
+    found = [load_checkpoint(folder / "checkpoints" / "best.pt")["network"] for folder in (training, tmp_path / "out")]
+    started, ended = (
+        {name: value for name, value in each.items() if not re.search("running_|num_batches", name)} for each in found
+    )
+    torch.testing.assert_close(ended, started, rtol=0, atol=1e-20)
+    assert f"{best} was trained with diameter 96, this training has 104" in caplog.text
+    assert f"{best} was trained with rim 0.005, this training has 0.0" in caplog.text
+    assert "normalization" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"start_from": "none.pt"}, "none.pt: no such checkpoint"),
+        ({"start_from": "BEST", "decoder": "eomt"}, "best.pt: checkpoint of another architecture: .*Use the preset"),
+        ({"start_from": "BEST", "backbone": "dino.pth"}, "both say where weights come from; leave one out"),
+    ],
+)
+def test_weights_that_cannot_be_started_from(
+    training: Path, tmp_path: Path, given: dict[str, str], message: str
+) -> None:
+    given = {key: value.replace("BEST", str(training / "checkpoints" / "best.pt")) for key, value in given.items()}
+    assert re.search(message, str(failure("train", output_dir=str(tmp_path / "out"), **given)))
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
 def the_run(folder: Path) -> tuple[Any, Any]:
     """The only run in the store of a folder, and the client."""
     with calm():

@@ -333,13 +333,14 @@ def test_a_data_set_enters_by_its_content(phantom_set: Path, tmp_path: Path) -> 
     assert digest(dataset_dir=str(copy)) != there
 
 
-def test_a_backbone_enters_by_its_content(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["backbone", "start_from"])
+def test_the_file_of_weights_enters_by_its_content(key: str, tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     first.write_bytes(b"1")
     second.write_bytes(b"1")
-    assert digest(backbone=str(first)) == digest(backbone=str(second)) != digest()
+    assert digest(**{key: str(first)}) == digest(**{key: str(second)}) != digest()
     second.write_bytes(b"2")
-    assert digest(backbone=str(first)) != digest(backbone=str(second))
+    assert digest(**{key: str(first)}) != digest(**{key: str(second)})
 
 
 # --- commands
