@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from reg4pru_monai.fundus import CanonicalFrame, FieldOfView, canonical_frame, detect_fov, read_image, read_mask
 
@@ -62,6 +63,29 @@ def test_turning_the_photograph_turns_the_field_of_view() -> None:
     upright, turned = detect_fov(image), detect_fov(np.rot90(image))
     assert turned.diameter == pytest.approx(upright.diameter, rel=0.002)
     np.testing.assert_allclose(turned.center, (799 - upright.center[1], upright.center[0]), atol=1)
+
+
+def turned(image: np.ndarray, degrees: float) -> np.ndarray:
+    """Turned in an enlarged frame, black around it."""
+    return np.asarray(Image.fromarray(image).rotate(degrees, Image.Resampling.BICUBIC, expand=True))
+
+
+@pytest.mark.parametrize("degrees", [10, 30, 45, 75])
+@pytest.mark.parametrize("name", ["cut at top and bottom", "cut at the sides", "cut at two corners"])
+def test_a_disc_cut_by_the_frame_is_found_when_turned(name: str, degrees: float) -> None:
+    size, center, diameter, options = DISCS[name]
+    image = turned(photograph(size, center, diameter, **options), degrees)
+    fov = detect_fov(image)
+    assert not fov.full_frame
+    assert fov.diameter == pytest.approx(diameter, rel=0.02)
+    retina = image[..., 0] > 60
+    assert (fov.mask & retina).sum() > 0.99 * retina.sum()
+
+
+@pytest.mark.parametrize("degrees", [10, 30, 45])
+def test_a_rectangle_without_a_border_is_no_disc_when_turned(degrees: float) -> None:
+    inside = photograph((900, 900), (450, 450), 890)[200:700, 150:750]
+    assert detect_fov(turned(inside, degrees)).full_frame
 
 
 def test_same_image_same_answer_in_any_type() -> None:

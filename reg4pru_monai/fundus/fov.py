@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from skimage.morphology import convex_hull_image
 
 DEFAULT_DIAMETER = 1024
 
@@ -21,6 +22,7 @@ _BLUR = 1.0  # px; the smoothing, the width of its Gaussian, carries the border 
 _TRIALS = 100
 _MIN_POINTS = 30
 _MIN_CONFIDENCE = 0.75
+_MIN_ARC = 0.3  # share of the circle that must be seen where not the frame cuts it
 _TIE = 0.02
 _MAX_OUTSIDE = 0.4  # brightness of the surroundings over that of the disc
 
@@ -33,8 +35,8 @@ class FieldOfView:
 
     shape: (H, W) of the image. center: (row, col) float, px. diameter: float, px. box: (r0, c0, r1, c1), the bounding
     box of the visible part, r1 and c1 exclusive. confidence: in [0, 1], agreement (IoU) of the disc with the bright
-    region. full_frame: no disc was found; the box is all there is, and diameter its diagonal, because an image without
-    a border lies inside the disc.
+    region, times the share of its visible circle that has an edge. full_frame: no disc was found; the box is all there
+    is, and diameter its diagonal, because an image without a border lies inside the disc.
     """
 
     shape: tuple[int, int]
@@ -160,23 +162,48 @@ def _fit_disc(light: np.ndarray, region: np.ndarray) -> _Found | None:
     col, row, radius = _circle(points[inliers])
     radius += 0.5  # edge pixels belong to the region: their centres lie half a pixel inside its border
     disc = _disc((row, col), radius, *(np.arange(side) for side in region.shape))
-    if radius < 0.2 * min(region.shape) or not (disc & region).any():
+    largest = math.hypot(*region.shape)  # a circle beyond it is a straight edge
+    if not 0.2 * min(region.shape) <= radius <= largest or not (disc & region).any():
         return None
     box = _bounding_box(disc & region)
-    visible = disc & _rectangle(region.shape, box)
-    agreement = float((visible & region).sum() / (visible | region).sum())
-    confidence = agreement * _support(edge, (row, col), radius, box)
+    upright = disc & _rectangle(region.shape, box)
+    confidence = _overlap(upright, region) * _support(edge, (row, col), radius, box)
+    if confidence >= _MIN_CONFIDENCE:
+        visible = upright
+    else:  # cut as by a frame, and then turned: the cuts are straight, but not those of a box
+        hull = convex_hull_image(region)
+        visible = upright & hull
+        confidence = _overlap(visible, region) * _support(edge, (row, col), radius, box, hull)
     if confidence < _MIN_CONFIDENCE or not _is_dark_outside(light, visible):
         return None
     return _Found(confidence, (row, col), radius - _BLUR, box)
 
 
-def _support(edge: np.ndarray, center: tuple[float, float], radius: float, box: Box) -> float:
-    """Which part of the circle, as far as it runs inside the box, has an edge pixel beside it; 0 … 1."""
+def _overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two masks."""
+    return float((one & other).sum() / (one | other).sum())
+
+
+def _support(
+    edge: np.ndarray, center: tuple[float, float], radius: float, box: Box, hull: np.ndarray | None = None
+) -> float:
+    """Which part of the circle, as far as it runs inside the box, has an edge pixel beside it; 0 … 1.
+
+    hull: (h, w) bool, where the circle can be seen at all; 0 where too little of it can.
+    """
     angle = np.linspace(0, 2 * np.pi, 720, endpoint=False)
     rows, cols = center[0] + radius * np.sin(angle), center[1] + radius * np.cos(angle)
     r0, c0, r1, c1 = box
     limits = (rows > r0 + _MARGIN) & (rows < r1 - 1 - _MARGIN) & (cols > c0 + _MARGIN) & (cols < c1 - 1 - _MARGIN)
+    if hull is not None:
+        reach = 1 - 2 * _MARGIN / radius
+        inner = (
+            np.clip(np.rint(m + (v - m) * reach), 0, n - 1).astype(int)
+            for m, v, n in zip(center, (rows, cols), hull.shape, strict=True)
+        )
+        limits &= ndimage.binary_erosion(hull, iterations=_MARGIN)[tuple(inner)]
+        if limits.mean() < _MIN_ARC:
+            return 0.0
     if not limits.any():
         return 0.0
     distance = ndimage.distance_transform_edt(~edge)
