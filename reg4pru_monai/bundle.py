@@ -194,7 +194,7 @@ def initialized(network: Network, backbone: str | None, start_from: str | None, 
     if start_from is not None:
         if backbone is not None:
             raise ConfigurationError("backbone and start_from both say where weights come from; leave one out")
-        load_network(network, start_from)
+        load_network(network, start_from, new_policy=True)
         found = trained(start_from)
         for key, value in preprocessing.items():
             if found[key] != value:

@@ -61,12 +61,12 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dic
     return state
 
 
-def load_network(network: nn.Module, path: str | Path) -> nn.Module:
+def load_network(network: nn.Module, path: str | Path, new_policy: bool = False) -> nn.Module:
     """Load trained weights into a network of the same architecture, in place; returns it.
 
     The exponential moving average is taken where there is one. Policy parameters that the network has no use for are
     dropped, so that a checkpoint can be evaluated dense or under a policy without parameters; missing ones are an
-    error.
+    error, or with ``new_policy`` keep their values, for a training that goes on with another policy.
     Raises CheckpointError that names the first parameters that do not fit.
     """
     state = load_checkpoint(path)
@@ -74,6 +74,8 @@ def load_network(network: nn.Module, path: str | Path) -> nn.Module:
     weights = _policy_names(state.get("ema") or state.get("network") or state, own)
     unused = [name for name in weights if name not in own and str(name).startswith("encoder.policy.")]
     weights = {name: value for name, value in weights.items() if name not in unused}
+    if new_policy:
+        weights = {name: value for name, value in own.items() if name.startswith("encoder.policy.")} | weights
     problems = mismatches(own, weights)
     if problems:
         raise CheckpointError(
