@@ -73,6 +73,18 @@ def test_training_starts_from_the_weights_of_another(
     assert "normalization" not in caplog.text
 
 
+def test_a_training_goes_on_with_scores_of_its_own(training: Path, tmp_path: Path) -> None:
+    """Weights that were trained dense have none."""
+    dense = tmp_path / "dense"
+    run("train", output_dir=str(dense), policy="dense", max_epochs=1)
+    best = str(dense / "checkpoints" / "best.pt")
+    run("train", output_dir=str(tmp_path / "out"), start_from=best, max_epochs=1)
+    before, after = (load_checkpoint(Path(path)) for path in (best, tmp_path / "out" / "checkpoints" / "best.pt"))
+    assert after["configuration"]["policy"] == "reg4pru"
+    scores = {name for name in after["network"] if name.startswith("encoder.policy.")}
+    assert scores == after["network"].keys() - before["network"].keys() != set()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

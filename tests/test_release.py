@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -28,7 +29,7 @@ from reg4pru_monai.release.kept import Kept
 from reg4pru_monai.release.photographs import quality_against_dice
 from reg4pru_monai.release.pictures import FAILURE_BYTES, save_contact_sheet, save_failure, worst
 from reg4pru_monai.release.run import ReleaseError, check_half_precision
-from reg4pru_monai.release.sources import locate, select, training_folders, training_seconds
+from reg4pru_monai.release.sources import locate, select, training_facts, training_folders, training_seconds
 from reg4pru_monai.released import WEIGHTS, sha256
 from reg4pru_monai.runtime import ConfigurationError
 from reg4pru_monai.weights import load_checkpoint
@@ -135,7 +136,24 @@ def test_a_release_fills_the_bundle(released: tuple[Path, Path, list[str]], trai
     assert card == model_card(facts, {})
     assert interval(own["metrics"], "pruned/ap") in card
     assert "| energy | not measured |" in card
+    assert "| started from | scratch |" in card
     assert str(training) not in json.dumps(facts)
+
+
+def test_the_card_tells_of_the_training_that_weights_were_started_from(
+    released: tuple[Path, Path, list[str]], training: Path, data: Path, tmp_path: Path
+) -> None:
+    tuned = shutil.copytree(training, tmp_path / "tuned")
+    path = tuned / "configuration.yaml"
+    settings = {**yaml.safe_load(path.read_text()), "start_from": str(training / "checkpoints" / "best.pt")}
+    path.write_text(yaml.safe_dump(settings))
+    found = training_facts(locate(tuned), [data])
+    own = ("epochs", "best_epoch", "validation_ap", "steps", "seconds")
+    assert found["before"] == {"policy": "reg4pru", **{key: found[key] for key in own}}
+    assert "start_from" not in found["settings"]
+    facts = {**read_facts(released[0]), "training": found}
+    assert "| started from | weights trained with policy reg4pru; epochs: 2, " in model_card(facts, {})
+    assert "optimiser steps: 2; time: " in model_card(facts, {})
 
 
 def test_an_interrupted_release_goes_on(

@@ -127,15 +127,13 @@ def _data(facts: Facts) -> str:
 
 def _training(facts: Facts) -> str:
     training = facts["training"]
-    steps = "not recorded" if training["steps"] is None else f"{training['steps']}"
     energy = "not measured" if training["energy_kwh"] is None else f"{training['energy_kwh']:.2f} kWh"
-    best = "" if training["best_epoch"] is None else f", weights of epoch {training['best_epoch']} (best validation AP)"
-    ap = "" if training["validation_ap"] is None else f"; validation AP {number(training['validation_ap'])}"
     settings = training["settings"]
     shown = [f"`{key}` {_shown(settings[key])}" for key in sorted(settings)]
     rows = [
-        ["epochs", f"{training['epochs']}{best}{ap}"],
-        ["optimiser steps", steps],
+        ["started from", _before(training["before"])],
+        ["epochs", _epochs(training)],
+        ["optimiser steps", _steps(training)],
         ["time", _time(training["seconds"])],
         ["energy", energy],
         ["hardware", training["made_with"].get("hardware", "not recorded")],
@@ -147,6 +145,25 @@ def _training(facts: Facts) -> str:
         "policy; moving average of the weights. How: [docs/training.md](../../../docs/training.md).\n\n"
     )
     return text + "\n".join(lines) + (f"\n\nSettings: {', '.join(shown)}." if shown else "")
+
+
+def _before(earlier: Facts | None) -> str:
+    if earlier is None:
+        return "scratch"
+    return (
+        f"weights trained with policy {earlier['policy']}; epochs: {_epochs(earlier)}; optimiser steps: "
+        f"{_steps(earlier)}; time: {_time(earlier['seconds'])}"
+    )
+
+
+def _epochs(training: Facts) -> str:
+    best = "" if training["best_epoch"] is None else f", weights of epoch {training['best_epoch']} (best validation AP)"
+    ap = "" if training["validation_ap"] is None else f"; validation AP {number(training['validation_ap'])}"
+    return f"{training['epochs']}{best}{ap}"
+
+
+def _steps(training: Facts) -> str:
+    return "not recorded" if training["steps"] is None else str(training["steps"])
 
 
 def _time(seconds: float | None) -> str:

@@ -14,7 +14,15 @@ from ..tracking_store import JOURNAL_NAME, read_journal
 from ..weights import load_checkpoint
 
 VALIDATION_FRACTION = 0.2  # of train.yaml
-_NO_FACTS = {*NOT_RESULTS, "dataset_dir", "data", "phantoms", "backbone", "seed"}  # paths, or said elsewhere
+_NO_FACTS = {
+    *NOT_RESULTS,
+    "dataset_dir",
+    "data",
+    "phantoms",
+    "backbone",
+    "start_from",
+    "seed",
+}  # paths, or said elsewhere
 _SHOWN = ("git.revision", "git.dirty", "hardware", "platform", "python")
 
 
@@ -106,11 +114,13 @@ def part_of(folders: Sequence[Path], part: str, run: Path) -> list[dict[str, str
 
 
 def training_facts(source: Source, folders: Sequence[Path]) -> dict[str, Any]:
-    """What is known of the training: data, settings, epochs, steps, time, hardware, versions; None where it is not."""
+    """What is known of the training: data, settings, epochs, steps, time, hardware, versions; None where it is not.
+
+    before: the training whose weights it started from, None where it started from scratch. Raises CheckpointError.
+    """
     state, settings = load_checkpoint(source.checkpoint), configuration(source.run)
-    records = read_journal(source.run) if (source.run / JOURNAL_NAME).is_file() else []
+    records = _records(source.run)
     tags = {key: value for each in records if each["kind"] == "tags" for key, value in each["tags"].items()}
-    last = source.run / "checkpoints" / "last.pt"
     parts = {}
     for part in ("train", "validation"):
         entries = part_of(folders, part, source.run)
@@ -118,17 +128,41 @@ def training_facts(source: Source, folders: Sequence[Path]) -> dict[str, Any]:
     return {
         "data_sets": [find_samples(folder).name for folder in folders],
         "parts": parts,
-        "epochs": state["configuration"].get("max_epochs"),
-        "best_epoch": state.get("epoch"),
-        "validation_ap": state.get("validation_ap"),
-        "steps": load_checkpoint(last)["ema_updates"] if last.is_file() else None,
-        "seconds": training_seconds(records),
+        **_effort(source),
+        "before": _before(settings.get("start_from")),
         "energy_kwh": None,  # nothing measures it
         "seed": state["configuration"].get("seed"),
         "settings": {key: value for key, value in settings.items() if _is_fact(key, value)},
         "made_with": {key: tags[key] for key in _SHOWN if key in tags},
         "packages": {key.removeprefix("package."): tags[key] for key in tags if key.startswith("package.")},
     }
+
+
+def _effort(source: Source) -> dict[str, Any]:
+    """How long a training took, and how far it came."""
+    state, last = load_checkpoint(source.checkpoint), source.run / "checkpoints" / "last.pt"
+    return {
+        "epochs": state["configuration"].get("max_epochs"),
+        "best_epoch": state.get("epoch"),
+        "validation_ap": state.get("validation_ap"),
+        "steps": load_checkpoint(last)["ema_updates"] if last.is_file() else None,
+        "seconds": training_seconds(_records(source.run)),
+    }
+
+
+def _before(checkpoint: str | None) -> dict[str, Any] | None:
+    """The training that a checkpoint came from."""
+    if checkpoint is None:
+        return None
+    path = Path(checkpoint)
+    return {
+        "policy": load_checkpoint(path)["configuration"]["policy"],
+        **_effort(Source(path, path.absolute().parents[1])),
+    }
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    return read_journal(run) if (run / JOURNAL_NAME).is_file() else []
 
 
 def training_seconds(records: Sequence[Mapping[str, Any]]) -> float | None:
