@@ -202,7 +202,12 @@ def start_processes() -> None:
         raise ConfigurationError("multi_gpu_train.yaml is for several processes: start it with torchrun, as it says")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # metrics are gathered on the current device
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=10))
+    backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", timedelta(minutes=10)
+    store, rank, count = next(torch.distributed.rendezvous("env://", timeout=timeout))
+    # torchrun keeps one store for all attempts on a machine: without a prefix an attempt meets the dead of the last.
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
+        store = torch.distributed.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
 
 
 def initialized(network: Network, backbone: str | None, start_from: str | None, **preprocessing: Any) -> Network:
