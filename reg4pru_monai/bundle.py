@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -15,21 +16,24 @@ import yaml
 from monai.bundle import ConfigParser
 from monai.bundle.workflows import ConfigWorkflow
 from monai.utils import set_determinism
+from torch.nn import SyncBatchNorm
 
+from . import processes
 from .after_training import AfterTraining
 from .configuration import check_configuration, training_digests
 from .environment import SystemMetrics, frozen_packages
 from .evaluation import Evaluation, check_labels
 from .fundus.datasets import datalist, digest, find_samples, split
 from .fundus.splits import PARTS
-from .inference import IDENTITY, trained
+from .inference import DIGEST, IDENTITY, trained
 from .networks import Network, UNetSegmenter, build_network
+from .processes import is_main_process, wait_for_main_process
 from .results import UNFINISHED, description, headline, table
 from .runtime import EXPECTED, ConfigurationError, root_cause
-from .tracking import OFF, SilentTracker, Tracker, TrackingHandler, environment_tags, terminate_as_interrupt
-from .tracking_store import read_journal
+from .tracking import JOURNAL_ID, OFF, SilentTracker, Tracker, TrackingHandler, environment_tags, terminate_as_interrupt
+from .tracking_store import JOURNAL_NAME, read_journal
 from .training import TrainingState, VesselTrainer, progress_bar
-from .weights import load_backbone, load_network
+from .weights import load_backbone, load_checkpoint, load_network
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +164,17 @@ def repeated(data: list[dict[str, str]], times: int) -> list[dict[str, str]]:
     """Each image ``times`` times: one random crop is taken from each, so that a batch holds many images."""
     if not isinstance(times, int) or times < 1:
         raise ConfigurationError(f"crops_per_image must be a whole number of at least 1, got {times}")
+    if times * len(data) < processes.count():
+        raise ConfigurationError(
+            f"{times * len(data)} crops in an epoch do not suffice for {processes.count()} processes: raise "
+            "crops_per_image, or start fewer processes"
+        )
     return [entry for _ in range(times) for entry in data]
+
+
+def share(data: Sequence[Any]) -> range:
+    """Which items of a data set this process works on, as :func:`processes.share`."""
+    return processes.share(len(data))
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
@@ -179,10 +193,21 @@ def begin(name: str, seed: int | None = None, **network: Any) -> None:
 
 
 def start_processes() -> None:
-    """Join the processes that torchrun started: NCCL on GPUs, each process on its own, gloo on CPUs."""
+    """Join the processes that torchrun started: NCCL on GPUs, each process on its own, gloo on CPUs.
+
+    A process that ends takes the others along within seconds; one that hangs, after ten minutes.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        readable_errors()
+        raise ConfigurationError("multi_gpu_train.yaml is for several processes: start it with torchrun, as it says")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # metrics are gathered on the current device
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", timedelta(minutes=10)
+    store, rank, count = next(torch.distributed.rendezvous("env://", timeout=timeout))
+    # torchrun keeps one store for all attempts on a machine: without a prefix an attempt meets the dead of the last.
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(count):
+        store = torch.distributed.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=timeout)
 
 
 def initialized(network: Network, backbone: str | None, start_from: str | None, **preprocessing: Any) -> Network:
@@ -208,20 +233,20 @@ def initialized(network: Network, backbone: str | None, start_from: str | None, 
     return network
 
 
+def prepared(network: Network, compile_blocks: Any, checkpoint_blocks: Any) -> Network:
+    """The network as it is trained: compiled and checkpointed where wanted, and with batch norm over all GPUs."""
+    if flag("checkpoint_blocks", checkpoint_blocks):
+        if isinstance(network, UNetSegmenter):
+            raise ConfigurationError(f"checkpoint_blocks belongs to transformers; take it out for {network.name}")
+        network.checkpoint_blocks()
+    if processes.count() > 1 and torch.cuda.is_available():  # it knows no CPUs
+        network = SyncBatchNorm.convert_sync_batchnorm(network)
+    return compiled(network, compile_blocks)
+
+
 def compiled(network: Network, wanted: Any) -> Network:
     """The network, its blocks compiled in place where ``wanted``."""
     return network.compile_blocks() if flag("compile", wanted) else network
-
-
-def is_main_process() -> bool:
-    """Whether this process writes files and tracks: rank 0, or the only one."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-
-
-def wait_for_main_process() -> None:
-    """Wait until every process has come here; nothing to wait for with one."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
 
 
 def train(
@@ -234,9 +259,14 @@ def train(
 ) -> dict[str, float]:
     """Train, then evaluate the best weights, and track both in one run that is always closed.
 
-    settings: of `Tracker.start`, parameters among them. Returns the metrics of the evaluation.
+    settings: of `Tracker.start`, parameters among them. resume: true, false, or "auto": where there is something of
+    this very training. Returns the metrics of the evaluation.
     """
-    if flag("resume", resume):
+    if str(resume).lower() not in ("true", "false", "auto"):
+        raise ConfigurationError(f"resume must be true, false or auto, got {resume!r}")
+    if str(resume).lower() == "auto":
+        _take_up(state, Path(evaluation.output_dir), settings["tags"])
+    elif flag("resume", resume):
         state.resume()
     elif state.last.exists():
         raise ConfigurationError(
@@ -256,6 +286,25 @@ def train(
         if after:
             after.run(tracker, state.best, evaluation.device)
         return result
+
+
+def _take_up(state: TrainingState, output_dir: Path, tags: Mapping[str, Any]) -> None:
+    """Go on where this training, of the same settings and data, was cut off; it need not have come to a checkpoint."""
+    if state.last.exists():
+        if load_checkpoint(state.last)["configuration"].get(DIGEST) != tags[DIGEST]:
+            raise ConfigurationError(
+                f"{state.last} holds a training with other settings or data: choose another --output_dir, or continue "
+                "it nevertheless with --resume true"
+            )
+        state.resume()
+    elif (output_dir / JOURNAL_NAME).is_file():
+        told = [record for record in read_journal(output_dir) if record["kind"] == "tags"]
+        same = [
+            record["run"]
+            for record in told
+            if record["tags"].get("configuration_digest") == tags["configuration_digest"]
+        ]
+        state.run_id = JOURNAL_ID + same[-1] if same else None
 
 
 def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -285,7 +334,8 @@ def _run(trainer: VesselTrainer, state: TrainingState, tracker: Tracker) -> None
 def _tracker(output_dir: Path, settings: Mapping[str, Any], run_id: str | None) -> Tracker:
     if not is_main_process():
         return SilentTracker(output_dir)
-    tags = {**environment_tags(), **settings.get("tags", {})}
+    several = {"processes": processes.count()} if processes.count() > 1 else {}
+    tags = {**environment_tags(), **several, **settings.get("tags", {})}
     tracker = Tracker.start(output_dir, run_id=run_id, **{**settings, "tags": tags})
     text = yaml.safe_dump(resolved_configuration(), sort_keys=False, allow_unicode=True)
     tracker.log_text(text, "configuration.yaml")

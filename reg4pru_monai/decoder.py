@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import processes
+
 
 class ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of (B, D, H, W)."""
@@ -67,7 +69,7 @@ class EomtDecoder(nn.Module):
         part = self.masked / self.query_blocks
         done = min(max((progress - number * part) / part, 0.0), 1.0)
         found = F.interpolate(logits.detach(), size=grid, mode="bilinear", align_corners=False).flatten(2) > 0
-        return found | (torch.rand(logits.shape[0], 1, 1, device=logits.device) >= (1.0 - done) ** 0.9)
+        return found | (processes.uniform(logits.shape[0], 1, 1, device=logits.device) >= (1.0 - done) ** 0.9)
 
 
 def convolutions(inputs: int, outputs: int, stride: int = 1, count: int = 2) -> nn.Sequential:

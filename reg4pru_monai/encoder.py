@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from . import processes
 from .blocks import Block, rotary_table
 from .policies import FINAL, Policy, StageTrace, Step, Window
 from .tokens import Route, Tokens, compose, gather, restore, route_top
@@ -70,6 +72,7 @@ class Encoder(nn.Module):
         self.reactivate = reactivate
         self.rotary = rotary
         self.coordinate_scale = coordinate_scale
+        self.checkpointed = False
 
     def forward(
         self,
@@ -93,7 +96,7 @@ class Encoder(nn.Module):
         if inside is None:
             inside = Route(torch.arange(count, device=tokens.x.device).expand(batch, -1), None)
         window = step.window
-        noise = None if window is None else torch.rand(batch, count, device=tokens.x.device)
+        noise = None if window is None else processes.uniform(batch, count, device=tokens.x.device)
         first_query = len(self.blocks) - query_blocks if query.shape[1] else len(self.blocks)
         stage_at = {stage.block: number for number, stage in enumerate(self.policy.stages)}
         changes = {0, first_query, self.reactivate, *stage_at} | ({window.start, window.end} if window else set())
@@ -128,11 +131,21 @@ class Encoder(nn.Module):
                     store = store._replace(weight=None) if self.policy.unmask else store
                 route = _routed(pool, noise, window, i, prefix.shape[1])
                 active = self._enter(store, prefix, route, grid, visible)
-            active = active._replace(x=block(active.x, active.rope, active.weight, active.visible))
+            active = active._replace(x=self._through(block, active))
             lengths.append(active.x.shape[1])
         store, prefix = _leave(active, store, prefix.shape[1])
         encoded = Encoded(store.x, prefix[:, : query.shape[1]] if first_query < len(self.blocks) else query)
         return encoded, EncoderTrace(tuple(lengths), tuple(stages))
+
+    def _through(self, block: nn.Module, active: _Active) -> Tensor:
+        """The active tokens behind a block; where ``checkpointed``, its inner results are computed again for gradients.
+
+        Nothing is drawn inside a block, so that it sees the same draw both times without states of generators.
+        """
+        inputs = active.x, active.rope, active.weight, active.visible
+        if self.checkpointed and self.training:
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return block(*inputs)
 
     def _enter(
         self, store: Tokens, prefix: Tensor, route: Route, grid: tuple[int, int], visible: Tensor | None = None

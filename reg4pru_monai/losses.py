@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import processes
 from .segmenter import Segmenter
 
 
@@ -12,15 +13,21 @@ def segmentation_loss(logits: Tensor, label: Tensor, weight: float = 5.0) -> Ten
 
     logits: (B, 1, H, W). label: (B, 1, H, W) float, 1 vessel, 0 background, negative ignored. The weights are EoMT's;
     the Dice term is over the whole batch, 1 - (2 sum pt + 1) / (sum p + sum t + 1): crops without a vessel count too.
+    The whole batch is that of all processes: each has the same value, and the gradient of `processes.sums`.
     """
     inside = (label >= 0).to(logits.dtype)
     target = label.clamp(min=0)
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    cross_entropy = (cross_entropy * inside).sum() / inside.sum().clamp(min=1)
     probability = logits.sigmoid() * inside
-    overlap = (probability * target).sum()
-    dice = 1 - (2 * overlap + 1) / (probability.sum() + (target * inside).sum() + 1)
-    return weight * (cross_entropy + dice)
+    entropy, pixels, overlap, predicted, vessel = processes.sums(
+        (cross_entropy * inside).sum(),
+        inside.sum(),
+        (probability * target).sum(),
+        probability.sum(),
+        (target * inside).sum(),
+    )
+    dice = 1 - (2 * overlap + 1) / (predicted + vessel + 1)
+    return weight * (entropy / pixels.clamp(min=1) + dice)
 
 
 class TrainingStep(nn.Module):
@@ -31,7 +38,7 @@ class TrainingStep(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor, label: Tensor, fov: Tensor, progress: float) -> dict[str, Tensor]:
-        """The loss terms of one batch.
+        """The loss terms of one batch. Their mean over processes is that of the whole batch, and so is their gradient.
 
         image: (B, 3, H, W). label: (B, 1, H, W), 1 vessel, 0 background. fov: (B, 1, H, W), non-zero inside.
         progress: share of the training done. Every prediction of the deep supervision counts the same (EoMT).

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import processes
 from .blocks import Block, PatchEmbedding, grid_positions
 from .decoder import EomtDecoder, SkipDecoder
 from .encoder import Encoded, Encoder
@@ -71,8 +72,14 @@ class Segmenter(nn.Module):
         return self.encoder.policy.draw(progress, len(self.encoder.blocks))
 
     def inside(self, fov: Tensor) -> Route:
-        """The patches that hold at least one pixel of the field of view. fov: (B, 1, H, W)."""
-        return route_mask(F.max_pool2d(self._pad(fov).float(), self.patch_embed.patch).flatten(1) > 0)
+        """The patches that hold at least one pixel of the field of view. fov: (B, 1, H, W).
+
+        Where several processes train, all routes are as wide as the widest: none is waited for longer, and the same
+        random numbers are drawn for the same tokens whatever images a process has.
+        """
+        mask = F.max_pool2d(self._pad(fov).float(), self.patch_embed.patch).flatten(1) > 0
+        together = self.training and processes.count() > 1
+        return route_mask(mask, max(1, processes.highest(mask.sum(1).max())) if together else 1)
 
     def compile_blocks(self) -> "Segmenter":
         """Compile every block in place, once for all numbers of tokens; returns the network.
@@ -81,6 +88,11 @@ class Segmenter(nn.Module):
         """
         for block in self.encoder.blocks:
             block.compile(fullgraph=True, dynamic=True)
+        return self
+
+    def checkpoint_blocks(self) -> "Segmenter":
+        """Keep no inner results of blocks while training but compute them again for gradients; returns the network."""
+        self.encoder.checkpointed = True
         return self
 
     def _run(self, image: Tensor, fov: Tensor | Route | None, step: Step, trace: bool) -> tuple[Tensor, Trace]:

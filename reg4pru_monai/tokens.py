@@ -114,10 +114,10 @@ def route_top(score: Tensor, valid: Tensor | None, rate: float, others: int) -> 
     return Route(index, kept.gather(1, order))
 
 
-def route_mask(mask: Tensor) -> Route:
-    """The tokens where ``mask`` (B, N) bool holds, padded to the largest count in the batch (at least one)."""
+def route_mask(mask: Tensor, least: int = 1) -> Route:
+    """The tokens where ``mask`` (B, N) bool holds, padded to the largest count in the batch, at least ``least``."""
     counts = mask.sum(1)
-    largest = max(int(counts.max()), 1)
+    largest = max(int(counts.max()), least)
     # A stable descending sort of the mask lists the tokens inside first and keeps grid order.
     index = mask.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :largest]
     if int(counts.min()) == largest:  # nothing is padded: the fused attention kernel takes no mask then

@@ -1,16 +1,18 @@
 """The training engine and what it needs: optimiser, schedule, average weights, checkpoints, resuming."""
 
 import logging
+import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.data import DataLoader
+from monai.data import CacheDataset, DataLoader
 from monai.data.utils import set_rnd
 from monai.engines import Evaluator, SupervisedTrainer
 from monai.transforms import Compose
@@ -20,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from . import processes
 from .losses import TrainingStep
 from .runtime import bar_interval
 from .segmenter import Segmenter
@@ -76,11 +79,37 @@ def build_average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
     return AveragedModel(network, avg_fn=update)
 
 
+def optimizer_steps(epochs: int, batches: int, accumulate: int = 1) -> int:
+    """How many optimiser steps a training has: one for ``accumulate`` batches, and one for what an epoch leaves over.
+
+    Raises ValueError for an ``accumulate`` that is no whole number of at least 1.
+    """
+    if not isinstance(accumulate, int) or accumulate < 1:
+        raise ValueError(f"accumulate must be a whole number of at least 1, got {accumulate}")
+    return epochs * math.ceil(batches / accumulate)
+
+
+class DrawnByIndex(CacheDataset):
+    """A CacheDataset whose random transforms draw by (seed, epoch, index): alike in whichever process and order."""
+
+    epoch = 0  # set by `reseed`
+
+    def __init__(self, *args: Any, seed: int, **kwargs: Any):
+        self.seed = seed
+        super().__init__(*args, **kwargs)
+
+    def _transform(self, index: int) -> Any:
+        sequence = np.random.SeedSequence((self.seed, self.epoch, index))
+        self.transform.set_random_state(seed=int(sequence.generate_state(1)[0]))
+        return super()._transform(index)
+
+
 class VesselTrainer(SupervisedTrainer):
     """MONAI's trainer with the routed training step: loss terms from the trace, gradient clipping, schedule, average.
 
-    network: a TrainingStep, or one wrapped for data-parallel training. average: of the Segmenter inside. The output of
-    an iteration is a dictionary of floats: "loss" and each of its terms.
+    network: a TrainingStep, or one wrapped for data-parallel training. average: of the Segmenter inside. accumulate:
+    batches to an optimiser step; its loss is the mean of theirs, and the last step of an epoch takes what is left. The
+    output of an iteration is a dictionary of floats, of all processes: "loss" and each of its terms.
     """
 
     def __init__(
@@ -90,6 +119,7 @@ class VesselTrainer(SupervisedTrainer):
         average: AveragedModel,
         seed: int = 0,
         clip_norm: float = 1.0,
+        accumulate: int = 1,
         **kwargs: Any,
     ):
         super().__init__(loss_function=nn.Identity(), decollate=False, **kwargs)
@@ -98,6 +128,7 @@ class VesselTrainer(SupervisedTrainer):
         self.schedule = schedule
         self.average = average
         self.clip_norm = clip_norm
+        self.accumulate = accumulate
         self.add_event_handler(Events.EPOCH_STARTED, lambda engine: reseed(seed, engine))
 
     @property
@@ -110,32 +141,57 @@ class VesselTrainer(SupervisedTrainer):
         device = engine.state.device
         image, label, fov = (plain(batch[key]).to(device, non_blocking=True) for key in ("image", "label", "fov"))
         progress = (engine.state.iteration - 1) / max(1, engine.state.max_epochs * engine.state.epoch_length)
+        number, size = self._place(engine.state)
         self.network.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp):
-            terms = self.network(image, label, fov, progress)
-            loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss became {loss.item()} at iteration {engine.state.iteration}; lower --learning_rate and resume"
-            )
-        loss.backward()
+        if number == 0:
+            self.optimizer.zero_grad(set_to_none=True)
+        with self._gradients_exchanged(number == size - 1):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp):
+                terms = self.network(image, label, fov, progress)
+                loss = torch.stack(list(terms.values())).sum()
+            output = _output(loss, terms)
+            if not math.isfinite(output["loss"]):
+                where = f"at iteration {engine.state.iteration}"
+                raise FloatingPointError(f"the loss became {output['loss']} {where}; lower --learning_rate and resume")
+            (loss / size).backward()
+        if number == size - 1:
+            self._step()
+        return output
+
+    def _place(self, state: Any) -> tuple[int, int]:
+        """The number of this batch among those of its optimiser step, and how many those are."""
+        number = (state.iteration - 1) % state.epoch_length
+        first = number - number % self.accumulate
+        return number - first, min(self.accumulate, state.epoch_length - first)
+
+    def _gradients_exchanged(self, wanted: bool) -> AbstractContextManager[None]:
+        """Between processes once for a step, with its last batch."""
+        step: Any = self.network
+        return nullcontext() if wanted or not hasattr(step, "no_sync") else step.no_sync()
+
+    def _step(self) -> None:
         nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
         self.optimizer.step()
         self.schedule.step()
+        processes.share_batch_statistics(self.segmenter)
         self.average.update_parameters(self.segmenter)
-        return {"loss": loss.item(), **{name: term.item() for name, term in terms.items()}}
+
+
+def _output(loss: Tensor, terms: Mapping[str, Tensor]) -> dict[str, float]:
+    values = processes.means(torch.stack([loss, *terms.values()]).float()).tolist()
+    return dict(zip(("loss", *terms), values, strict=True))
 
 
 def reseed(seed: int, engine: Engine) -> None:
     """Make every epoch a function of (seed, epoch): a resumed training repeats the uninterrupted one exactly."""
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    value = (seed * 1_000_003 + engine.state.epoch + rank * 7_919) % 2**31  # each process draws other crops
+    value = (seed * 1_000_003 + engine.state.epoch) % 2**31  # of all processes: windows are equal, crops have an index
     random.seed(value)
     np.random.seed(value)  # noqa: NPY002 MONAI's transforms seed themselves from the global state
     torch.manual_seed(value)
     loader = engine.state.dataloader
     if isinstance(loader, DataLoader):
+        if isinstance(loader.dataset, DrawnByIndex):
+            loader.dataset.epoch = engine.state.epoch
         set_rnd(loader.dataset, seed=value)
 
 
@@ -226,6 +282,7 @@ class TrainingState:
             "optimizer": trainer.optimizer.state_dict(),
             "schedule": {k: v for k, v in trainer.schedule.state_dict().items() if k != "lr_lambdas"},
             "rng": torch.get_rng_state(),
+            "processes": processes.count(),
             "epoch": trainer.state.epoch,
             "best_ap": self.best_ap,
             "run_id": self.run_id,
@@ -250,6 +307,8 @@ class TrainingState:
             for key, value in self.configuration.items()
             if earlier.get(key) != value
         ]
+        if (before := saved.get("processes", 1)) != processes.count():
+            problems.append(f"it was trained by {before} process(es) and now by {processes.count()}")
         if problems:
             raise CheckpointError(f"{self.last}: cannot resume, {problems[-1]}. Resume with the same configuration.")
         trainer.segmenter.load_state_dict(saved["network"])

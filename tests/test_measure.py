@@ -13,9 +13,10 @@ from torch import Tensor
 
 from conftest import ROOT
 from networks import disc, small_network, write_checkpoint
-from reg4pru_monai.accounting import count_flops
+from reg4pru_monai.accounting import count_flops, peak_memory
 from reg4pru_monai.encoder import Encoded
 from reg4pru_monai.fundus.phantom import make_phantom, write_phantoms
+from reg4pru_monai.losses import segmentation_loss
 from reg4pru_monai.plots import save_picture
 from reg4pru_monai.policies import POLICIES, StageTrace
 from reg4pru_monai.segmenter import Segmenter, build_segmenter
@@ -247,3 +248,30 @@ def test_keep_rates_prints_a_column_for_each_data_set(
     assert float(table["dense"][1]) == 1
     assert len({table[name][2] for name in ("dense", "0.5", "0.5 behind", "0.5 random")}) == 4
     assert re.fullmatch(r"0\.\d{4} \[(nan|0\.\d{4}), (nan|0\.\d{4})\]", table["0.5"][4])
+
+
+# --- training_memory.py ---
+
+
+def test_the_calculated_memory_of_a_training_step_is_what_the_allocator_counts() -> None:
+    memory = script("training_memory")
+    network = build_segmenter("tiny", "dense", "eomt").train()
+    image, label = torch.zeros(2, 3, 128, 128), torch.zeros(2, 1, 128, 128)
+
+    def step() -> None:
+        logits, trace = network.forward_with_trace(image, None)
+        terms = [segmentation_loss(each, label) for each in (*trace.auxiliary, logits)]
+        del logits, trace
+        torch.stack(terms).sum().backward()
+
+    measured = peak_memory(step, torch.device("cpu")) / 1024
+    between, peak = memory.needed("tiny", "eomt", "dense", 128, 2, amp=False)
+    weights = 4 * sum(parameter.numel() for parameter in network.parameters()) / 2**30
+    assert between == pytest.approx(4 * weights, rel=0.05)  # weights, two moments, average
+    assert peak - between == pytest.approx(measured, rel=0.1)
+    assert memory.needed("tiny", "eomt", "dense", 128, 2, checkpointed=True, amp=False)[1] < peak
+
+
+def test_the_table_of_training_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    script("training_memory").main(["--preset", "tiny", "--size", "64", "--decoders", "skip", "--policies", "dense"])
+    assert re.search(r"^\| skip, dense, batch 1 \| 0\.0 \| \d\.\d \| \d\.\d \|$", capsys.readouterr().out, re.MULTILINE)

@@ -1,3 +1,4 @@
+import copy
 import os
 import random
 import resource
@@ -31,6 +32,7 @@ from reg4pru_monai.training import (
     build_optimizer,
     build_schedule,
     joined,
+    optimizer_steps,
     reseed,
 )
 from reg4pru_monai.transforms import preprocessing
@@ -61,7 +63,7 @@ def trainer(
         train_data_loader=data,
         network=TrainingStep(network),
         optimizer=optimizer,
-        schedule=build_schedule(optimizer, max_epochs * len(data), 1),
+        schedule=build_schedule(optimizer, optimizer_steps(max_epochs, len(data), options.get("accumulate", 1)), 1),
         average=build_average(network),
         **options,
     )
@@ -185,6 +187,96 @@ def test_a_loss_that_is_no_number_stops_the_training_and_says_what_to_do() -> No
         trainer(data).run()
 
 
+class Squares(TrainingStep):
+    """A step whose loss is a mean over images and needs no chance: of squared logits."""
+
+    def forward(self, image: torch.Tensor, *_: Any) -> dict[str, torch.Tensor]:
+        return {"squares": self.network(image).square().mean()}
+
+
+def recorded(data: Any, step: type[TrainingStep], accumulate: int, **options: Any) -> tuple[VesselTrainer, list[Any]]:
+    """A finished training and the gradients (before clipping would change them) of its optimiser steps."""
+    engine = trainer(data, clip_norm=1e9, accumulate=accumulate, **options)
+    engine.network = step(engine.segmenter)
+    found: list[Any] = []
+    engine.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: found.append([p.grad.clone() for g in optimizer.param_groups for p in g["params"]])
+    )
+    with undisturbed():
+        engine.run()
+    return engine, found
+
+
+def merged(data: list[dict[str, torch.Tensor]], size: int) -> list[dict[str, torch.Tensor]]:
+    """Batches of ``size`` of the given ones."""
+    parts = [data[first : first + size] for first in range(0, len(data), size)]
+    return [{key: torch.cat([each[key] for each in part]) for key in part[0]} for part in parts]
+
+
+def test_accumulated_batches_are_one_large_batch_where_the_loss_is_a_mean() -> None:
+    data, network = batches(5), small_network("dense")
+    whole, expected = recorded(merged(data, 2), Squares, 1, network=copy.deepcopy(network), max_epochs=2)
+    ours, found = recorded(data, Squares, 2, network=copy.deepcopy(network), max_epochs=2)
+    assert len(found) == len(expected) == 6  # two pairs and what is left over, twice
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(ours.average.module.state_dict(), whole.average.module.state_dict(), rtol=0, atol=1e-4)
+    assert int(ours.average.n_averaged) == 6
+    assert ours.schedule.last_epoch == whole.schedule.last_epoch == 6
+
+
+def test_the_dice_term_of_accumulated_batches_is_their_mean() -> None:
+    """So the gradient is near that of the large batch and not equal to it: a ratio of sums is no mean of ratios."""
+    data, network = batches(2), small_network("dense")
+    data[1]["label"] = data[1]["label"].roll(6, dims=-1) * (torch.rand(2, 1, 32, 32) < 0.6)
+    (expected,) = recorded(merged(data, 2), TrainingStep, 1, network=copy.deepcopy(network))[1]
+    (found,) = recorded(data, TrainingStep, 2, network=copy.deepcopy(network))[1]
+    ours, theirs = (torch.cat([each.flatten() for each in gradient]) for gradient in (found, expected))
+    difference = float((ours - theirs).norm() / theirs.norm())
+    assert 1e-4 < difference < 0.1
+
+
+@pytest.mark.parametrize(("batches_", "accumulate", "steps"), [(6, 1, 12), (6, 2, 6), (5, 2, 6), (3, 8, 2)])
+def test_an_epoch_has_whole_optimiser_steps(batches_: int, accumulate: int, steps: int) -> None:
+    assert optimizer_steps(2, batches_, accumulate) == steps
+
+
+@pytest.mark.parametrize("accumulate", [0, 1.5])
+def test_accumulate_is_a_whole_number(accumulate: Any) -> None:
+    with pytest.raises(ValueError, match="accumulate must be a whole number of at least 1, got"):
+        optimizer_steps(1, 4, accumulate)
+
+
+@pytest.mark.parametrize("policy", ["dense", "cropr", "gumbel+reg4pru", "reg4pru"])
+@pytest.mark.parametrize("amp", [False, True])
+def test_checkpointed_blocks_have_the_same_gradients_and_keep_less(policy: str, amp: bool) -> None:
+    network, (batch,) = small_network(policy), batches(1)
+
+    def step(network: Segmenter) -> tuple[list[torch.Tensor], int]:
+        kept: dict[int, int] = {}
+        torch.manual_seed(0)
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+                terms = TrainingStep(network.train())(batch["image"], batch["label"], batch["fov"], 0.5)
+                loss = torch.stack(list(terms.values())).sum()
+            size = sum(kept.values())
+        loss.backward()
+        return [p.grad for p in network.parameters() if p.grad is not None], size
+
+    with undisturbed():
+        expected, all_kept = step(copy.deepcopy(network))
+        found, less = step(copy.deepcopy(network).checkpoint_blocks())
+    assert len(found) == len(expected) > 50
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    assert less < 0.8 * all_kept
+
+
 # --- interrupted and resumed
 
 
@@ -204,7 +296,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from runs import workflow
 from test_training import kill_at
-plan = dict(max_epochs=4, val_interval=2, crops_per_image=2)  # three steps in an epoch
+plan = dict(max_epochs=4, val_interval=2, crops_per_image=2, accumulate=2)  # three batches in an epoch
 found = workflow("train", output_dir="runs/out", dataset_dir=sys.argv[2], tracking_uri=None, **plan)
 found.initialize()
 kill_at(found.parser.get_parsed_content("train#trainer"), 8, lambda: os.kill(os.getpid(), signal.SIGKILL))
@@ -218,6 +310,7 @@ def test_a_killed_training_resumes_to_the_weights_of_an_uninterrupted_one(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     plan = {"dataset_dir": str(phantom_set), "max_epochs": 4, "val_interval": 2, "crops_per_image": 2}
+    plan |= {"accumulate": 2}  # the last optimiser step of an epoch takes one batch
     run("train", output_dir=str(tmp_path / "whole"), **plan)
     done = command("-c", KILLED, str(Path(__file__).parent), str(phantom_set), cwd=tmp_path)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]

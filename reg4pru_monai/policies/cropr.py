@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import processes
 from ..tokens import Tokens, route_top
 from .base import FINAL, Decision, Policy, Stage, StageTrace, Step, Trace, kept
 
@@ -62,7 +63,7 @@ def patch_labels(label: Tensor, patch: int) -> Tensor:
 def _scored(record: StageTrace, patches: Tensor) -> Tensor:
     target = patches.gather(1, record.pool.index)
     counted = target >= 0 if record.pool.valid is None else (target >= 0) & record.pool.valid
-    vessel, every = (counted & (target > 0)).sum(), counted.sum()
+    vessel, every = processes.sums((counted & (target > 0)).sum(), counted.sum())
     factor = ((every - vessel) / vessel.clamp(min=1)).clamp(1.0, 50.0)
     loss = F.binary_cross_entropy_with_logits(record.score, target.clamp(min=0), pos_weight=factor, reduction="none")
-    return (loss * counted).sum() / every.clamp(min=1)
+    return processes.sums((loss * counted).sum())[0] / every.clamp(min=1)

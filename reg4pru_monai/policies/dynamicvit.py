@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .. import processes
 from ..tokens import Tokens, route_top
 from .base import FINAL, Decision, Policy, Stage, Step, Trace, active_rates, active_targets, kept, masked_mean
 
@@ -70,7 +71,7 @@ class DynamicViT(Policy):
         score = logits[..., 0] - logits[..., 1]
         if not self.training:
             return score
-        uniform = torch.rand_like(score).clamp(1e-7, 1 - 1e-7)
+        uniform = processes.uniform(*score.shape, device=score.device).clamp(1e-7, 1 - 1e-7)
         return score + uniform.log() - (-uniform).log1p()
 
     def _sampled(self, stage: int, score: Tensor, earlier: Tensor | None, others: int, step: Step) -> Tensor:

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from .. import processes
 from ..tokens import Tokens, route_top
 from .base import FINAL, Decision, Policy, Stage, Step, kept
 
@@ -31,7 +31,7 @@ class Random(Policy):
         """Removal before the stage's own block, in training and at inference."""
         batch, count, _ = tokens.x.shape
         if self.training:
-            score = torch.rand(batch, count, device=tokens.x.device)
+            score = processes.uniform(batch, count, device=tokens.x.device)
         else:
             score = hashed(tokens.pos.expand(batch, -1, -1), self.seed * 64 + stage)
         valid = tokens.weight if tokens.weight is None else tokens.weight > 0
