@@ -3,8 +3,9 @@
 python docs/measure/million_rows.py [--count 1000000] [--folder runs/million_rows]
 
 The photographs are a few bytes each, hard links to a hundred files, and their results are written straight into the
-journal, with the values of one real result. Each step runs in a process of its own; its time and the largest memory it
-held are printed. Half of the photographs are done, the rest is missing.
+journal, with the values of one real result. Each step runs in a process of its own; its
+processor time, wall time and the largest memory it held are printed. Half of the photographs are done, the rest are
+missing.
 """
 
 import argparse
@@ -107,19 +108,19 @@ def steps(folder: Path, manifest: Path) -> Iterator[tuple[str, Callable[[], Any]
     yield "write results.csv and errors.csv", tables
 
 
-def measured(step: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Seconds, MiB and result of a step in a process of its own."""
+def measured(step: Callable[[], Any]) -> tuple[float, float, float, Any]:
+    """Processor seconds, wall seconds, MiB and result of a step in a process of its own."""
     receiver, sender = get_context("fork").Pipe(duplex=False)
 
     def run() -> None:
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         result = step()
-        seconds = time.perf_counter() - started
-        sender.send((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, result))
+        spent = (time.process_time() - computed, time.perf_counter() - started)
+        sender.send((*spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, result))
 
     process = get_context("fork").Process(target=run)
     process.start()
-    found: tuple[float, float, Any] = receiver.recv()
+    found: tuple[float, float, float, Any] = receiver.recv()
     process.join()
     return found
 
@@ -132,14 +133,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     shutil.rmtree(given.folder, ignore_errors=True)
     manifest = photographs(given.folder, given.count)
-    _, before, _ = measured(lambda: None)
+    _, _, before, _ = measured(lambda: None)
     journal(given.folder, given.count)
     size = sum(path.stat().st_size for path in (given.folder / "results" / STATE / "journal").iterdir())
     print(f"{given.count:,} photographs, journal {size / 2**20:,.0f} MiB, {before:.0f} MiB of memory for the program\n")
-    print("| step | seconds | memory (MiB) | result |\n|---|---|---|---|")
+    print("| step | CPU (s) | wall (s) | memory (MiB) | result |\n|---|---|---|---|---|")
     for name, step in steps(given.folder, manifest):
-        seconds, memory, result = measured(step)
-        print(f"| {name} | {seconds:.1f} | {memory:.0f} | {'' if result is None else result} |", flush=True)
+        computed, seconds, memory, result = measured(step)
+        print(
+            f"| {name} | {computed:.1f} | {seconds:.1f} | {memory:.0f} | {'' if result is None else result} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
