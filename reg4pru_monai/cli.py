@@ -13,6 +13,7 @@ from .commands import CouldNotRun, readable
 from .comparison.command import compare
 from .evaluate_command import evaluate
 from .inspection.command import inspect
+from .planning.command import plan
 from .release.command import card, release
 from .reproduce.command import reproduce
 from .serving_command import register, tracking
@@ -258,6 +259,7 @@ app.command(cls=CouldNotRun)(release)
 app.command(cls=CouldNotRun)(card)
 app.command(cls=CouldNotRun)(sweep)
 app.command(cls=CouldNotRun)(reproduce)
+app.command(cls=CouldNotRun)(plan)
 app.add_typer(tracking, name="tracking")
 
 

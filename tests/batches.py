@@ -5,13 +5,15 @@ import json
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from networks import small_network
 from reg4pru_monai.batch import Summary, segment_photographs, settings_of
 from reg4pru_monai.batch.inputs import Item
+from reg4pru_monai.batch.journal import Record
+from reg4pru_monai.batch.status import ShardStatus, read_status
 from reg4pru_monai.batch.work import Prepared, Work
 from reg4pru_monai.fundus.phantom import make_phantom
 from reg4pru_monai.inference import Pipeline
@@ -80,3 +82,20 @@ def comparable(output: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
         if path.is_file()
     }
     return pictures, [{key: value for key, value in row.items() if key != "seconds"} for row in table(output)]
+
+
+class Seen(NamedTuple):
+    """What the status of an output folder says, with the names behind its counts."""
+
+    listed: int
+    done: int
+    failures: list[Record]
+    missing: list[str]
+    shards: list[ShardStatus]
+
+
+def seen(output: Path) -> Seen:
+    with read_status(output) as status:
+        failures, missing = list(status.which.failures()), list(status.which.missing())
+        assert (status.failed, status.missing) == (len(failures), len(missing))
+        return Seen(status.listed, status.done, failures, missing, status.shards)

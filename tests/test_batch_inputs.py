@@ -143,14 +143,27 @@ def test_names_start_at_the_root(tmp_path: Path) -> None:
         names([str(tmp_path / "in")], tmp_path / "out", str(tmp_path / "other"))
 
 
-@given(st.sets(st.text(min_size=1, max_size=20), min_size=1, max_size=40), st.integers(1, 7))
-def test_shards_are_a_partition_that_newcomers_do_not_change(found: set[str], count: int) -> None:
-    items = [Item(name, name) for name in sorted(found)]
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 7))
+def test_shards_are_a_partition_balanced_by_bytes(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], count: int
+) -> None:
+    folder = tmp_path_factory.mktemp("in")
+    for number, size in enumerate(sizes):
+        (folder / f"{number}.png").write_bytes(bytes(size))
+    items = list_inputs([folder], folder / "out").items
     shards = [shard(items, number, count) for number in range(1, count + 1)]
     assert sorted(item for each in shards for item in each) == items
-    more = sorted([*items, Item("newcomer/eye.png", "")])
-    for number, each in enumerate(shards, 1):
-        assert [item for item in shard(more, number, count) if item.name in found] == each
+    assert all(each == sorted(each) for each in shards)
+    totals = [sum(os.path.getsize(item.path) for item in each) for each in shards]
+    assert max(totals) - min(totals) <= max(sizes)
+
+
+@given(st.sets(st.text(min_size=1, max_size=20), min_size=1, max_size=40), st.integers(1, 7))
+def test_files_that_cannot_be_reached_are_dealt_out_by_number(found: set[str], count: int) -> None:
+    items = [Item(name, f"/nowhere/{name}") for name in sorted(found)]
+    shards = [shard(items, number, count) for number in range(1, count + 1)]
+    assert sorted(item for each in shards for item in each) == items
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
 @pytest.mark.parametrize("part", [(0, 2), (3, 2), (1, 0)])

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from batches import comparable, segment, segment_in_process, table, write_photographs
-from reg4pru_monai.batch.journal import read_journals
-from reg4pru_monai.batch.status import read_status
+from batches import comparable, seen, segment, segment_in_process, table, write_photographs
+from reg4pru_monai.batch.journal import journals, read_lines
 from reg4pru_monai.files import is_leftover
 
 COUNT, KILLS = 24, 20
@@ -56,7 +55,12 @@ def ended(process: Any, status: int) -> None:
 
 def computed(output: Path) -> list[str]:
     """The name of every result that was ever computed, as often as it was."""
-    return [record.name for _, records in read_journals(output) for record in records if record.status == "done"]
+    return [
+        line.record.name
+        for path in journals(output)
+        for line in read_lines(path)
+        if line.record is not None and line.record.status == "done"
+    ]
 
 
 def leftovers(output: Path) -> list[Path]:
@@ -88,18 +92,18 @@ def test_killed_at_random_moments(photographs: Path, uninterrupted: Path, tmp_pa
         assert sorted(names) == sorted({path.name for path in photographs.iterdir()})  # nothing twice
         assert comparable(output) == comparable(uninterrupted)
         assert not leftovers(output)
-        assert {each.state for each in read_status(output).shards} == {"ended"}
+        assert {each.state for each in seen(output).shards} == {"ended"}
 
 
 def test_a_killed_run_is_seen_as_such_and_leaves_no_lock(photographs: Path, tmp_path: Path) -> None:
     process = start(photographs, tmp_path)
     while not computed(tmp_path):
         time.sleep(0.01)
-    (shard,) = read_status(tmp_path).shards
+    (shard,) = seen(tmp_path).shards
     assert shard.state in ("running", "ended")
     process.kill()
     process.join()
-    status = read_status(tmp_path)
+    status = seen(tmp_path)
     assert 0 < status.done < COUNT
     assert status.shards[0].state == "killed"
     assert segment(photographs, tmp_path).missing == 0
@@ -112,7 +116,7 @@ def test_a_file_that_kills_the_process_is_tried_alone_and_then_given_up(tmp_path
         process = start(folder, tmp_path / "out", deadly=str(deadly))
         process.join(120)
         assert process.exitcode == -signal.SIGKILL
-        assert expected is None or read_status(tmp_path / "out").done == expected
+        assert expected is None or seen(tmp_path / "out").done == expected
     ended(start(folder, tmp_path / "out", deadly=str(deadly)), 3)
     (row,) = table(tmp_path / "out", "errors.csv")
     assert (row["path"], row["stage"], row["type"]) == (deadly.name, "process", "ProcessEndedError")
@@ -128,7 +132,7 @@ def test_a_signal_finishes_what_is_in_flight(photographs: Path, tmp_path: Path, 
         time.sleep(0.01)
     os.kill(process.pid, number)
     ended(process, 130)
-    status = read_status(tmp_path)
+    status = seen(tmp_path)
     assert 0 < status.done < COUNT
     assert not status.failures
     assert status.shards[0].state == "stopped"

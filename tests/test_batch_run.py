@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from bad_files import write_bad_files
-from batches import comparable, journal_lines, segment, small_pipeline, table, write_photographs
+from batches import comparable, journal_lines, seen, segment, small_pipeline, table, write_photographs
 from reg4pru_monai.batch import Summary, engine, work
 from reg4pru_monai.batch.engine import LocalEngine
 from reg4pru_monai.batch.failures import DeviceError, StageError, WriteError
@@ -28,7 +28,6 @@ from reg4pru_monai.batch.names import OutputError
 from reg4pru_monai.batch.reports import duration
 from reg4pru_monai.batch.rows import COLUMNS
 from reg4pru_monai.batch.settings import Settings, SettingsError, read_claim, settings_of
-from reg4pru_monai.batch.status import read_status
 from reg4pru_monai.batch.work import Prepared, Work
 from reg4pru_monai.fundus.io import read_image, read_mask
 from reg4pru_monai.fundus.phantom import make_phantom
@@ -129,13 +128,13 @@ def test_a_limit_gets_past_files_that_always_fail(tmp_path: Path) -> None:
         (folder / name).write_bytes(b"no picture")
     for done in (0, 2, 3):
         segment(folder, tmp_path / "out", limit=2)
-        assert read_status(tmp_path / "out").done == done
+        assert seen(tmp_path / "out").done == done
 
 
 def test_a_limit_and_then_the_rest(photographs: Path, finished: Path, tmp_path: Path) -> None:
     first = segment(photographs, tmp_path, limit=2)
     assert (first.done, first.missing) == (2, 3)
-    status = read_status(tmp_path)
+    status = seen(tmp_path)
     assert status.missing == [f"photograph_0{number}.png" for number in (2, 3, 4)]
     assert (status.listed, status.done) == (5, 2)
     segment(photographs, tmp_path)
@@ -304,8 +303,8 @@ def test_a_full_disk_ends_the_run_and_keeps_what_is_done(
         segment(photographs, tmp_path, workers=1)
     monkeypatch.undo()
     assert not [path for path in tmp_path.rglob(".*") if path.suffix in (".png", ".jpg")]
-    assert read_status(tmp_path).shards[0].state == "broken"
-    status = read_status(tmp_path)
+    assert seen(tmp_path).shards[0].state == "broken"
+    status = seen(tmp_path)
     assert 0 < status.done < 5
     assert not status.failures  # the disk's fault, not the photographs'
     summary = segment(photographs, tmp_path)
@@ -456,7 +455,7 @@ def test_shards_at_once_make_what_one_run_makes(photographs: Path, finished: Pat
         results = list(pool.map(run, (1, 2, 3)))
     assert sum(summary.done for summary in results) == 5
     assert comparable(tmp_path)[1] == comparable(finished)[1]
-    status = read_status(tmp_path)
+    status = seen(tmp_path)
     assert (status.listed, status.done, status.missing) == (5, 5, [])
     assert sorted(each.shard for each in status.shards) == ["1/3", "2/3", "3/3"]
     assert {each.state for each in status.shards} == {"ended"}
@@ -576,7 +575,7 @@ def test_a_failure_of_a_file_that_is_gone_is_forgotten(tmp_path: Path) -> None:
     (folder / "bad.png").unlink()
     assert segment(folder, tmp_path / "out").exit_status == 0
     assert table(tmp_path / "out", "errors.csv") == []
-    assert read_status(tmp_path / "out").listed == 1
+    assert seen(tmp_path / "out").listed == 1
 
 
 def test_part_of_the_photographs_keeps_their_names(tmp_path: Path) -> None:
@@ -594,7 +593,7 @@ def test_report_run_and_status_count_alike_after_part_of_the_photographs(tmp_pat
     (folder / "2020" / "text.jpg").write_text("no image")
     segment(folder, tmp_path / "out", limit=3)  # two of 2020, and the text
     segment(folder / "2021", tmp_path / "out", limit=1)
-    status = read_status(tmp_path / "out")
+    status = seen(tmp_path / "out")
     counts = {"listed": status.listed, "done": status.done, "failed": 1, "missing": len(status.missing)}
     assert counts == {"listed": 5, "done": 3, "failed": 1, "missing": 1}
     assert json.loads((tmp_path / "out" / "run.json").read_text())["counts"] == counts
@@ -639,7 +638,7 @@ def test_a_device_that_failed_ends_the_run(photographs: Path, tmp_path: Path) ->
     with pytest.raises(DeviceError, match="the device cpu failed: CUDA error"):
         segment(photographs, tmp_path, pipeline=pipeline)
     assert len(failing.batches) == 1
-    assert not read_status(tmp_path).failures
+    assert not seen(tmp_path).failures
 
 
 def test_values_that_json_does_not_know_are_left_empty(

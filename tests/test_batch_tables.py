@@ -26,12 +26,16 @@ def failure(name: str, message: str) -> Record:
     return Record(name, "failed", 1, 1, [{"path": name, "status": "failed"}], error, {})
 
 
+def write(output: Path, records: list[Record], parquet: bool = False) -> None:
+    write_tables(output, lambda: records, lambda: [each for each in records if each.error], {}, parquet)
+
+
 FORMULAS = ["=1+1.png", "+1.png", "-1.png", "@SUM(A1).png", "\t=1.png", "\r=1.png", "\n=1.png", "\uff1d1+1.png"]
 
 
 def test_text_is_never_a_formula_and_numbers_stay(tmp_path: Path) -> None:
     records = [record(name, camera_maker=name, focus=-0.25, identifier="-17") for name in FORMULAS]
-    write_tables(tmp_path, [*records, failure("=x.png", "=cmd|' /C calc'!A0")], {})
+    write(tmp_path, [*records, failure("=x.png", "=cmd|' /C calc'!A0")])
     found = table(tmp_path)
     assert [row["path"] for row in found] == [f"'{name}" for name in [*FORMULAS, "=x.png"]]
     assert [row["camera_maker"] for row in found[:-1]] == [f"'{name}" for name in FORMULAS]
@@ -45,7 +49,7 @@ def test_text_is_never_a_formula_and_numbers_stay(tmp_path: Path) -> None:
 @given(st.lists(st.text(st.sampled_from("'=+-@a/.,;\"\t\r\n"), min_size=1, max_size=5), min_size=1, unique=True))
 def test_a_program_gets_every_name_back(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     output = tmp_path_factory.mktemp("out")
-    write_tables(output, [record(name) for name in names], {})
+    write(output, [record(name) for name in names])
     with open(output / "results.csv", newline="", encoding="utf-8") as file:
         cells = [row["path"] for row in csv.DictReader(file)]
     assert [cell.removeprefix("'") for cell in cells] == names
@@ -57,7 +61,7 @@ def test_parquet_keeps_whole_numbers_whole_where_some_are_missing(tmp_path: Path
     from pyarrow import parquet
 
     done = record("=a.png", frame=1, height_px=2336, focus=1, branch_count=180, tortuosity=1.25, identifier="")
-    write_tables(tmp_path, [done, failure("b\udcff.png", "x")], {}, parquet=True)
+    write(tmp_path, [done, failure("b\udcff.png", "x")], parquet=True)
     found = parquet.read_table(tmp_path / "results.parquet")
     kinds = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
     assert [(field.name, field.type) for field in found.schema] == [(c.name, kinds[c.kind]) for c in COLUMNS]
@@ -72,7 +76,7 @@ def test_parquet_keeps_whole_numbers_whole_where_some_are_missing(tmp_path: Path
 def test_pandas_reads_whole_numbers(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas", reason="optional: pip install pandas pyarrow")
     pytest.importorskip("pyarrow", reason="optional: pip install pyarrow")
-    write_tables(tmp_path, [record("a.png", branch_count=180), failure("b.png", "x")], {}, parquet=True)
+    write(tmp_path, [record("a.png", branch_count=180), failure("b.png", "x")], parquet=True)
     found = pandas.read_parquet(tmp_path / "results.parquet")
     assert found["branch_count"].dtype == "Int64"
     assert found["branch_count"].tolist() == [180, pandas.NA]

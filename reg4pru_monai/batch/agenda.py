@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .failures import ProcessEndedError
+from .index import Index
 from .inputs import Item
-from .journal import Record, cut_off, latest_records
+from .journal import Record
 from .settings import SettingsError
 
 ATTEMPTS = 3  # a file is given up when the process ended so often while it worked on nothing else
@@ -35,18 +36,18 @@ class Agenda:
         return Agenda(self.todo[:limit], self.alone[: max(0, limit - len(self.todo))], self.given_up)
 
 
-def make_agenda(output: Path, items: Sequence[Item], settings: str, moved: bool) -> Agenda:
-    """What is left of ``items``. settings: digest. moved: names start from another folder than they did.
+def make_agenda(index: Index, items: Sequence[Item], moved: bool) -> Agenda:
+    """What is left of ``items``. moved: names start from another folder than they did.
 
     Raises SettingsError where a name belongs to the result of another photograph.
     """
-    known, ended = latest_records(output, settings), cut_off(output, settings)
+    output, ended = index.output, index.cut_off
     if moved:
-        _check_same(output, items, known)
+        _check_same(index, items)
     agenda = Agenda([], [], [])
     again: list[Item] = []
     for item in items:
-        record = known.get(item.name)
+        record = index.get(item.name)
         if is_done(output, item, record):
             continue
         if ended.get(item.name, 0) >= ATTEMPTS:
@@ -76,13 +77,13 @@ def _ended_process(record: Record | None) -> bool:
     return record is not None and record.error is not None and record.error["type"] == ProcessEndedError.__name__
 
 
-def _check_same(output: Path, items: Sequence[Item], known: dict[str, Record]) -> None:
+def _check_same(index: Index, items: Sequence[Item]) -> None:
     """From another root, a name may be that of another photograph, whose result must not be replaced unasked."""
-    others = [item for item in items if item.name in known and _is_other(item, known[item.name])]
+    others = [item for item in items if (record := index.get(item.name)) is not None and _is_other(item, record)]
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""
         raise SettingsError(
-            f"{output} holds the result of another photograph called {others[0].name!r}{more}, from another root "
+            f"{index.output} holds the result of another photograph called {others[0].name!r}{more}, from another root "
             "folder; give another --output, or --overwrite"
         )
 

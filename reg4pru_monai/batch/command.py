@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,25 +119,23 @@ def segment(
 
 def status(output: Path, as_json: bool = False, failures: int = 20) -> str:
     """How far an output folder is, as text."""
-    found = read_status(output)
-    if as_json:
-        return json.dumps(_status_values(found))
-    missing = len(found.missing)
-    lines = [f"{found.listed} photographs: {found.done} done, {len(found.failures)} failed, {missing} missing", ""]
+    with read_status(output) as found:
+        return json.dumps(_status_values(found)) if as_json else _status_text(found, output, failures)
+
+
+def _status_text(found: Status, output: Path, shown: int) -> str:
+    lines = [f"{found.listed} photographs: {found.done} done, {found.failed} failed, {found.missing} missing", ""]
     lines.append(f"{'shard':<9}{'state':<9}{'own':>9}{'done':>9}{'failed':>8}  since, on")
     lines += [
         f"{each.shard:<9}{each.state:<9}{each.own:>9}{each.done:>9}{each.failed:>8}  {each.started}, {each.host}"
         for each in found.shards
     ]
-    if found.failures:
-        lines += ["", "failed:"]
-        lines += [f"  {record.name!r}: {(record.error or {}).get('message')}" for record in found.failures[:failures]]
-        if len(found.failures) > failures:
-            lines.append(f"  and {len(found.failures) - failures} more, see {output / 'errors.csv'}")
+    if found.failed:
+        told = (f"{record.name!r}: {(record.error or {}).get('message')}" for record in found.which.failures())
+        lines += ["", "failed:", *_first(told, shown, found.failed, f", see {output / 'errors.csv'}")]
     if found.missing:
         lines += ["", "missing, because not begun or cut off; the same commands go on with them:"]
-        lines += [f"  {name!r}" for name in found.missing[:failures]]
-        lines += [f"  and {missing - failures} more"] if missing > failures else []
+        lines += _first((repr(name) for name in found.which.missing()), shown, found.missing)
     return "\n".join(lines).encode("utf-8", "backslashreplace").decode()
 
 
@@ -144,9 +143,15 @@ def _status_values(found: Status) -> dict[str, Any]:
     return {
         "listed": found.listed,
         "done": found.done,
-        "failed": len(found.failures),
-        "missing": len(found.missing),
-        "missing_paths": found.missing,
+        "failed": found.failed,
+        "missing": found.missing,
+        "missing_paths": list(found.which.missing()),
         "shards": [each._asdict() for each in found.shards],
-        "failures": [record.error for record in found.failures],
+        "failures": [record.error for record in found.which.failures()],
     }
+
+
+def _first(told: Iterable[str], shown: int, count: int, where: str = "") -> list[str]:
+    """The first lines of ``count``, and how many more there are."""
+    more = [f"  and {count - shown} more{where}"] if count > shown else []
+    return [*(f"  {line}" for line in islice(told, shown)), *more]

@@ -2,7 +2,7 @@
 
 import csv
 import glob
-import hashlib
+import heapq
 import os
 import re
 from collections import Counter
@@ -60,8 +60,10 @@ def list_inputs(inputs: Sequence[str | os.PathLike[str]], output: str | Path, ro
         why = f" ({'; '.join(reasons)})" if reasons else ""
         raise InputError(f"no photograph in {', '.join(map(str, inputs))}{why}")
     base = os.path.abspath(root) if root is not None else _common(found.bases)
-    items = {Item(_name(path, base), path) for path in found.paths}
-    return Listing(base, sorted(items), dict(sorted(found.ignored.items())), found.notices)
+    items = [Item(_name(path, base), path) for path in found.paths]
+    found.paths.clear()  # of a million photographs it takes as much memory as the list
+    items.sort()
+    return Listing(base, items, dict(sorted(found.ignored.items())), found.notices)
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -73,20 +75,33 @@ def parse_shard(text: str) -> tuple[int, int]:
     return number, count
 
 
-def shard(items: Iterable[Item], number: int, count: int) -> list[Item]:
-    """The items of shard ``number`` (from 1) of ``count``.
+def shard(items: Sequence[Item], number: int, count: int) -> list[Item]:
+    """The items of shard ``number`` (from 1) of ``count``: all shards have about the same number of bytes.
 
-    An item's shard follows from its name alone, so it stays the same when others come or go.
+    The largest file goes to the shard that has least so far, then the next (Graham, "Bounds on multiprocessing timing
+    anomalies", 1969). So who lists the same files gets the same shards; a file that comes or goes may move others.
+    A file that cannot be reached counts nothing. Raises InputError.
     """
     if not 1 <= number <= count:
         raise InputError(f"shard must be I/N with 1 <= I <= N, got {number}/{count}")
     if count == 1:
         return list(items)
-    return [item for item in items if _hash(item.name) % count == number - 1]
+    sizes = [_size(item.path) for item in items]
+    own = []
+    filled = [(0, 0, each) for each in range(1, count + 1)]  # bytes, items, shard: a heap
+    for index in sorted(range(len(items)), key=lambda index: (-sizes[index], items[index].name)):
+        total, held, least = filled[0]
+        heapq.heapreplace(filled, (total + sizes[index], held + 1, least))
+        if least == number:
+            own.append(index)
+    return [items[index] for index in sorted(own)]
 
 
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):  # ValueError: a name with a NUL
+        return 0
 
 
 class _Found:
@@ -246,15 +261,14 @@ def read_manifest(path: str) -> Iterator[str]:
     folder = os.path.dirname(os.path.abspath(path))
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            if path.lower().endswith(".txt"):
-                lines = [_unquoted(line.rstrip("\r\n")) for line in file]
-            else:
-                lines = _column(path, file)
+            text = path.lower().endswith(".txt")
+            for line in (_unquoted(line.rstrip("\r\n")) for line in file) if text else _column(path, file):
+                if "\0" in line:
+                    raise InputError(f"{path}: holds NUL bytes; save the manifest as UTF-8, not UTF-16")
+                if line.strip():
+                    yield os.path.join(folder, line)
     except (OSError, csv.Error) as error:
         raise InputError(f"{path}: not a readable manifest: {error}") from error
-    if any("\0" in line for line in lines):
-        raise InputError(f"{path}: holds NUL bytes; save the manifest as UTF-8, not UTF-16")
-    yield from (os.path.join(folder, line) for line in lines if line.strip())
 
 
 def _unquoted(line: str) -> str:
@@ -263,7 +277,7 @@ def _unquoted(line: str) -> str:
     return inner[1:-1] if len(inner) > 2 and inner[0] == inner[-1] == '"' else line
 
 
-def _column(path: str, file: TextIO) -> list[str]:
+def _column(path: str, file: TextIO) -> Iterator[str]:
     """The column ``path`` of a table, whatever separates its columns and however it is capitalised."""
     head = file.readline()
     file.seek(0)
@@ -272,7 +286,8 @@ def _column(path: str, file: TextIO) -> list[str]:
     names = {name.strip().lower(): name for name in table.fieldnames or () if name}
     if "path" not in names:
         raise InputError(f"{path}: a manifest needs a column named path, got {table.fieldnames}")
-    return [row[names["path"]] or "" for row in table]
+    for row in table:
+        yield row[names["path"]] or ""
 
 
 def _common(bases: Iterable[str]) -> str:

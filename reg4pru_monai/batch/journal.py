@@ -90,88 +90,41 @@ class Journal:
 
 
 class Run(NamedTuple):
-    """One journal file. header: what the run was; end: how it ended, None while it runs or after a kill."""
+    """One journal file. header: what the run was; end: how it ended, None while it runs or after a kill.
+
+    done, failed: records of each kind in it.
+    """
 
     path: Path
     header: dict[str, Any]
     end: dict[str, Any] | None
+    done: int
+    failed: int
 
 
-def read_journals(output: Path) -> Iterator[tuple[Run, Iterator[Record]]]:
-    """Every journal of an output folder, the oldest first, with its records. Lines that are cut off are left out."""
-    for path in _journals(output):
-        header, end = None, None
-        for line in _lines(path):
-            header = line.get("run", header)
-            end = line.get("end", end)
-        if header is not None:
-            yield Run(path, header, end), filter(None, map(_record, _lines(path)))
+class Line(NamedTuple):
+    """A whole line of a journal. content: what it says. offset: where it begins, in bytes."""
+
+    content: dict[str, Any]
+    offset: int
+
+    @property
+    def record(self) -> Record | None:
+        """The record in it; None where there is none, or not a whole one."""
+        found = self.content.get("record")
+        if not isinstance(found, dict) or found.keys() != set(Record._fields) or not isinstance(found["outputs"], dict):
+            return None
+        return Record(**found)
 
 
-def _record(line: Mapping[str, Any]) -> Record | None:
-    """The record in a line; None where there is none, or not a whole one."""
-    content = line.get("record")
-    if (
-        not isinstance(content, dict)
-        or content.keys() != set(Record._fields)
-        or not isinstance(content["outputs"], dict)
-    ):
-        return None
-    return Record(**content)
-
-
-def latest_records(output: Path, settings: str) -> dict[str, Record]:
-    """The last record of every photograph, by name, among the runs with the settings of this digest.
-
-    A failure does not undo an earlier result of the same file, as long as that is still there; a file that could not
-    be reached (size 0, time 0) may be the same.
-    """
-    found: dict[str, Record] = {}
-    for run, records in read_journals(output):
-        if run.header.get("settings") != settings:
-            continue
-        for record in records:
-            earlier = found.get(record.name)
-            if record.status == "done" or earlier is None or not _still_holds(output, earlier, record):
-                found[record.name] = record
-    return found
-
-
-def cut_off(output: Path, settings: str) -> dict[str, int]:
-    """The photographs that were being worked on when a process ended without a word.
-
-    Returns for each by name how often that happened, since its last record, with nothing else at work.
-    """
-    found: dict[str, int] = {}
-    for path in _journals(output):
-        begun: dict[str, bool] = {}
-        ours = ended = False
-        for line in _lines(path):
-            ours = ours or line.get("run", {}).get("settings") == settings
-            ended = ended or "end" in line
-            if "begun" in line:
-                begun[line["begun"]] = bool(line.get("alone"))
-            elif (record := _record(line)) is not None:
-                begun.pop(record.name, None)
-                found.pop(record.name, None)
-        if ours and not ended:
-            for name, alone in begun.items():
-                found[name] = found.get(name, 0) + alone
-    return found
-
-
-def _still_holds(output: Path, earlier: Record, failure: Record) -> bool:
-    """Whether an earlier record counts more than a failure that came after it."""
-    changed = (failure.size, failure.mtime_ns) not in ((earlier.size, earlier.mtime_ns), (0, 0))
-    return earlier.status == "done" and not changed and earlier.is_whole(output)
-
-
-def _journals(output: Path) -> list[Path]:
-    """The oldest first."""
+def journals(output: Path) -> list[Path]:
+    """The journal files of an output folder, the oldest first."""
     return sorted((output / STATE / "journal").glob("*.jsonl"))
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path) -> Iterator[Line]:
+    """The lines of a journal, without those that are cut off or damaged."""
+    offset = 0
     with open(path, "rb") as file:
         for line in file:
             try:
@@ -179,4 +132,5 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             except ValueError:  # a damaged line costs its photograph another computation, nothing else
                 content = None
             if isinstance(content, dict):
-                yield content
+                yield Line(content, offset)
+            offset += len(line)

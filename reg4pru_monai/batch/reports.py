@@ -1,7 +1,6 @@
 """Tables and report of everything in an output folder, whichever run or shard made it."""
 
 import platform
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,11 @@ from typing import Any
 from .. import __version__
 from .failures import naming
 from .inputs import Listing, counted
-from .journal import Record, read_journals
 from .locks import locked
 from .report import write_report
 from .rows import COLUMNS
 from .settings import Settings
-from .status import present_records, read_status
+from .status import Status, read_status
 from .tables import errors, rows, write_tables
 from .work import thumbnail_path
 
@@ -34,10 +32,8 @@ def versions() -> dict[str, str]:
 def write_reports(output: Path, listing: Listing, settings: Settings, parquet: bool) -> None:
     """Write them. Raises WriteError."""
     # One at a time, so that the last shard to finish sees all.
-    with naming(output), locked(output, "reports", wait=True):
-        records = present_records(output, settings.digest, listing.root)
-        runs = [{**run.header, "end": run.end} for run, _ in read_journals(output)]
-        status = read_status(output, records)  # so that report, run.json and `reg4pru status` say the same
+    # One at a time, so that the last shard to finish sees all.
+    with naming(output), locked(output, "reports", wait=True), read_status(output) as status:
         run = {
             "settings": settings.to_dict(),
             "settings_digest": settings.digest,
@@ -45,19 +41,19 @@ def write_reports(output: Path, listing: Listing, settings: Settings, parquet: b
             "counts": {
                 "listed": status.listed,
                 "done": status.done,
-                "failed": len(status.failures),
-                "missing": len(status.missing),
+                "failed": status.failed,
+                "missing": status.missing,
             },
             "ignored": listing.ignored,
             "notices": listing.notices,
-            "runs": runs,
+            "runs": [{**each.header, "end": each.end} for each in status.which.runs],
         }
-        write_tables(output, records, run, parquet)
+        write_tables(output, status.which.records, status.which.failures, run, parquet)
         with naming(output / "report.html"):
-            _write_report(output, records, run)
+            _write_report(output, status, run)
 
 
-def _write_report(output: Path, records: Sequence[Record], run: dict[str, Any]) -> None:
+def _write_report(output: Path, status: Status, run: dict[str, Any]) -> None:
     def thumbnail(name: str) -> bytes | None:
         path = thumbnail_path(output, name)
         return path.read_bytes() if path.is_file() else None
@@ -84,9 +80,9 @@ def _write_report(output: Path, records: Sequence[Record], run: dict[str, Any]) 
         "Vessel segmentation",
         summary,
         settings,
-        lambda: ({"name": row["path"], **row} for row in rows(records)),
+        lambda: ({"name": row["path"], **row} for row in rows(status.which.records())),
         COLUMNS,
-        lambda: ({"name": row["path"], **row} for row in errors(records)),
+        lambda: ({"name": row["path"], **row} for row in errors(status.which.failures())),
         thumbnail,
         notices,
         missing=counts["missing"],

@@ -23,6 +23,7 @@ from .agenda import Agenda, make_agenda
 from .engine import LocalEngine, Profile
 from .failures import WriteError
 from .folder import check_output, put_aside, sweep
+from .index import Index
 from .inputs import Item, Listing, counted, list_inputs, shard
 from .journal import Journal, Record
 from .locks import check_other_shards, lock_name, locked
@@ -113,10 +114,11 @@ def segment_photographs(
         if overwrite:
             put_aside(output, own)
         moved = claim(output, settings, listing.root).root != listing.root
-        agenda = make_agenda(output, items, settings.digest, moved)
+        with Index(output, settings.digest) as index:
+            agenda = make_agenda(index, items, moved)
         if moved:
             set_root(output, settings, listing.root)
-        save_listing(output, [item.name for item in listing.items])
+        save_listing(output, (item.name for item in listing.items))
         summary = _summary(output, listing, items, agenda, limit)
         started(summary)
         with _stopping(summary) as stop:
@@ -132,7 +134,8 @@ def _planned(output: Path, items: Sequence[Item], settings: Settings, root: str,
     """What a run would do. Raises what it would raise before its first photograph."""
     if overwrite or not is_claimed(output):
         return Agenda(list(items), [], [])
-    return make_agenda(output, items, settings.digest, check_claim(output, settings).root != root)
+    with Index(output, settings.digest) as index:
+        return make_agenda(index, items, check_claim(output, settings).root != root)
 
 
 def _root(output: Path) -> str | None:

@@ -2,16 +2,18 @@
 
 import gzip
 import json
-import os
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from ..files import replacing
-from .journal import STATE, Record, Run, latest_records, read_journals
+from .index import Index
+from .journal import STATE, Run
 from .locks import is_locked, lock_name
 from .settings import read_claim
+
+_LISTING = "listing.jsonl.gz"
 
 
 class ShardStatus(NamedTuple):
@@ -30,70 +32,53 @@ class ShardStatus(NamedTuple):
 
 
 class Status(NamedTuple):
-    """failures: the records of the files that failed. missing: names of those neither done nor failed."""
+    """How many photographs are done, failed, and neither. which: see Index; closed with the status."""
 
     done: int
-    failures: list[Record]
-    missing: list[str]
+    failed: int
+    missing: int
     shards: list[ShardStatus]
+    which: Index
 
     @property
     def listed(self) -> int:
         """All photographs."""
-        return self.done + len(self.failures) + len(self.missing)
+        return self.done + self.failed + self.missing
 
 
-def save_listing(output: Path, names: Sequence[str]) -> None:
+def save_listing(output: Path, names: Iterable[str]) -> None:
     """Remember which photographs there are, for those who ask what is missing."""
-    with replacing(output / STATE / "listing.json.gz") as beside:
-        beside.write_bytes(gzip.compress(json.dumps(list(names)).encode(), 1))
+    with (
+        replacing(output / STATE / _LISTING) as beside,
+        gzip.open(beside, "wt", compresslevel=1, encoding="ascii") as file,
+    ):
+        file.writelines(f"{json.dumps(name)}\n" for name in names)
 
 
-def read_status(output: Path, found: Sequence[Record] | None = None) -> Status:
-    """Read the journals of an output folder. Raises SettingsError where it is none.
-
-    found: what :func:`present_records` gave, for who has asked it already.
-    """
+@contextmanager
+def read_status(output: Path) -> Iterator[Status]:
+    """Read the journals of an output folder. Raises SettingsError where it is none."""
     known = read_claim(output)
-    shards = {
-        run.header["shard"]: _shard(output, run, Counter(record.status for record in records))
-        for run, records in read_journals(output)
-        if run.header.get("settings") == known.digest
-    }
-    if found is None:
-        found = present_records(output, known.digest, known.root)
-    failures = [record for record in found if record.status == "failed"]
-    names = {record.name for record in found}
-    return Status(
-        len(found) - len(failures),
-        failures,
-        [name for name in _read_listing(output) if name not in names],
-        list(shards.values()),
-    )
+    with Index(output, known.digest) as index:
+        index.list(_read_listing(output), known.root)
+        ours = [run for run in index.runs if run.header.get("settings") == known.digest]
+        shards = {run.header["shard"]: _shard(output, run) for run in ours}
+        yield Status(index.count(True), index.count(False), index.count_missing(), list(shards.values()), index)
 
 
-def present_records(output: Path, digest: str, root: str) -> list[Record]:
-    """The last record of every photograph, by name, without failures of files that the last run no longer found."""
-    found, listed = latest_records(output, digest), set(_read_listing(output))
-
-    def counts(record: Record) -> bool:
-        return record.status == "done" or record.name in listed or os.path.lexists(os.path.join(root, record.name))
-
-    return [found[name] for name in sorted(found) if counts(found[name])]
-
-
-def _shard(output: Path, run: Run, counts: Counter[str]) -> ShardStatus:
+def _shard(output: Path, run: Run) -> ShardStatus:
     header, end = run.header, run.end
     if end is None:
         state = "running" if is_locked(output, lock_name(header["shard"])) else "killed"
     else:
         state = "broken" if end.get("error") else "stopped" if end.get("stopped") else "ended"
     values = (header["shard"], state, header["host"], header["started"], header["own"])
-    return ShardStatus(*values, counts["done"], counts["failed"])
+    return ShardStatus(*values, run.done, run.failed)
 
 
-def _read_listing(output: Path) -> list[str]:
+def _read_listing(output: Path) -> Iterator[str]:
     try:
-        return list(json.loads(gzip.decompress((output / STATE / "listing.json.gz").read_bytes())))
-    except (OSError, ValueError):
-        return []
+        with gzip.open(output / STATE / _LISTING, "rt", encoding="ascii") as file:
+            yield from map(json.loads, file)
+    except (OSError, EOFError, ValueError):  # it only says what is missing, and the next run writes it again
+        return

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -30,12 +30,21 @@ def errors(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
             yield record.error
 
 
-def write_tables(output: Path, records: Sequence[Record], run: Mapping[str, Any], parquet: bool = False) -> None:
-    """Write the tables of all records, each complete or not at all. Raises WriteError."""
-    _write_csv(output / "results.csv", COLUMNS, rows(records))
-    _write_csv(output / "errors.csv", ERROR_COLUMNS, errors(records))
+def write_tables(
+    output: Path,
+    records: Callable[[], Iterable[Record]],
+    failures: Callable[[], Iterable[Record]],
+    run: Mapping[str, Any],
+    parquet: bool = False,
+) -> None:
+    """Write the tables, each complete or not at all. Raises WriteError.
+
+    records, failures: a fresh iterator over all records, and over those that failed.
+    """
+    _write_csv(output / "results.csv", COLUMNS, rows(records()))
+    _write_csv(output / "errors.csv", ERROR_COLUMNS, errors(failures()))
     if parquet:
-        _write_parquet(output / "results.parquet", rows(records))
+        _write_parquet(output / "results.parquet", rows(records()))
     with _beside(output / "run.json") as beside:
         beside.write_text(json.dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
 
