@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,13 @@ def segment(inputs: Any, output: Path, choices: dict[str, Any] | None = None, **
 
 
 def segment_in_process(folder: str, output: str, how: dict[str, Any]) -> None:
-    """For processes of tests: ends with the exit status of the run. how["deadly"]: a file that kills the process."""
+    """For processes of tests: ends with the exit status of the run.
+
+    how["deadly"]: a file that kills the process. how["slow"]: seconds that the driver takes over each record.
+    """
     torch.set_num_threads(1)
+    if "slow" in how:
+        how["progress"] = lambda _, seconds=how.pop("slow"): time.sleep(seconds)
     deadly, prepare = how.pop("deadly", None), Work.prepare
 
     def prepared(self: Work, item: Item) -> Prepared:

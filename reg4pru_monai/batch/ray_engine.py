@@ -1,21 +1,21 @@
 """The engine for a Ray cluster: Ray Data reads, computes and writes on its workers; the driver keeps the journal."""
 
-import json
 import logging
 import os
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..files import scratch
 from .agenda import ATTEMPTS, Agenda
 from .engine import Profile
+from .failures import ClusterError
 from .inputs import Item
 from .journal import STATE, Journal, Record
 from .ray_plan import Plan, RayOptions, plan
@@ -24,13 +24,9 @@ from .work import Work
 
 logger = logging.getLogger(__name__)
 
-PARTS = 4096  # tasks that read; more would take memory in the driver, fewer lose more with a worker that dies
-PATIENCE = 60.0  # s, until a node has to answer
+PARTS = 4096  # of an archive, which the driver lists: more take its memory
+TOGETHER = 16  # files in a part of a smaller one; what a reader that dies takes along
 INSTALL = 'pip install "reg4pru-monai[ray]"'
-
-
-class ClusterError(RuntimeError):
-    """The Ray cluster cannot be reached, or broke down as a whole."""
 
 
 @contextmanager
@@ -50,6 +46,11 @@ def connected(options: RayOptions) -> Iterator[Plan]:
     try:
         resources = ray.cluster_resources()
         yield plan(options, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+    except ray.exceptions.RayTaskError as error:  # of no photograph: their errors stay on the workers
+        raise ClusterError(
+            f"a worker of the Ray cluster cannot run this package ({error.cause!r}); install the same version on all "
+            f"nodes: {INSTALL}"
+        ) from error
     except ray.exceptions.RayError as error:
         raise ClusterError(f"the Ray cluster failed: {error}; results are kept: give the same command again") from error
     finally:
@@ -102,8 +103,8 @@ class RayEngine:
         started = time.perf_counter()
         if agenda.todo or agenda.alone:
             with self._sharing(agenda):
-                lost = self._together(agenda.todo, PARTS)
-                lost = self._together(lost, len(lost))
+                lost = self._together(agenda.todo, _part_size(len(agenda.todo), self.plan.tasks))
+                lost = self._together(lost, 1)
                 for item in [*lost, *self._again, *agenda.alone]:
                     if not self.stop.is_set():
                         self._alone(item)
@@ -118,13 +119,12 @@ class RayEngine:
         """Send the network to the cluster once, and tell the workers of a wish to stop."""
         import ray
 
-        from .ray_work import Shared, Stop, without_network
+        from .ray_work import Shared, without_network
 
-        asked = ray.remote(Stop).options(num_cpus=0).remote()
+        asked = _stop_actor()
         self._sent = ray.put(self.work)
         shared = Shared(without_network(self.work), _folder(agenda), self.journal.path, __version__, asked)
         self._shared = ray.put(shared)
-        self._check_nodes()
         ended = threading.Event()
 
         def watch() -> None:
@@ -141,40 +141,15 @@ class RayEngine:
             ended.set()
             watcher.join()
 
-    def _check_nodes(self) -> None:
-        """Ask every node whether it can take part, before all files fail. Raises what speaks against it."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    def _together(self, items: Sequence[Item], size: int) -> list[Item]:
+        """Read, compute and write as a stream; ``size`` files are given out together. Returns those that got lost."""
+        from .ray_work import agenda_rows
 
-        from .ray_work import problem
-
-        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-        ask = ray.remote(problem)
-        there = [NodeAffinitySchedulingStrategy(node, soft=True) for node in nodes]
-        answers = [ask.options(num_cpus=0, scheduling_strategy=each).remote(self._shared) for each in there]
-        try:
-            found = ray.get(answers, timeout=PATIENCE)
-        except ray.exceptions.GetTimeoutError:
-            raise ClusterError(
-                f"a node of the Ray cluster did not answer within {PATIENCE:g} s; see `ray status`"
-            ) from None
-        except ray.exceptions.RayTaskError as error:
-            raise ClusterError(
-                f"a worker of the Ray cluster cannot run this package ({error.cause!r}); install it on all nodes: "
-                f"{INSTALL}"
-            ) from error
-        for each in found:
-            if each is not None:
-                raise each
-
-    def _together(self, items: Sequence[Item], parts: int) -> list[Item]:
-        """Read, compute and write as a stream. Returns the files that nothing was heard of again."""
         if not items or self.stop.is_set():
             return []
         heard = bytearray(len(items))
-        state = self.work.output / STATE
-        with scratch(state / "agenda.jsonl") as path:
-            for index, outcome in self._stream(path, _write_agenda(path, items, parts)):
+        with scratch(self.work.output / STATE / "agenda.jsonl") as path:
+            for index, outcome in self._stream(agenda_rows(path, items, size)):
                 if not heard[index]:  # nothing twice, whatever the cluster does
                     heard[index] = 1
                     self._take(items[index], outcome)
@@ -183,36 +158,40 @@ class RayEngine:
             logger.warning("%d files went down with a worker or an actor and are tried again", len(lost))
         return lost
 
-    def _stream(self, path: Path, parts: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, Any]]:
+    def _stream(self, rows: list[dict[str, Any]]) -> Iterator[tuple[int, Any]]:
         import ray
 
-        from .ray_work import Network, Photographs, finish, outcomes
+        from .ray_work import outcomes
 
-        task = {"num_cpus": self.plan.task_cpus, "max_retries": 0}
+        # Ray Data restarts its actors. A call that went down with one is not repeated: it may be what killed it.
+        plan, table = self.plan, {"batch_format": "pyarrow", "max_task_retries": 0}
+        pool = ray.data.ActorPoolStrategy
         with _data_context():
-            files = ray.data.read_datasource(
-                Photographs(path, parts, self._shared),
-                override_num_blocks=len(parts),
-                concurrency=self.plan.tasks,
-                num_cpus=self.plan.task_cpus,
-                ray_remote_args={"max_retries": 0},
+            data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+                _actor("Reader"),
+                fn_constructor_args=(self._shared,),
+                compute=pool(size=plan.tasks, max_tasks_in_flight_per_actor=1),
+                num_cpus=plan.task_cpus,
+                **table,
             )
-            computed = files.map_batches(
-                Network,
-                fn_constructor_args=(self._sent, self._shared, self.plan.gpus, self.plan.threads),
+            data = data.map_batches(
+                _actor("Network"),
+                fn_constructor_args=(self._shared, self._sent, plan.gpus, plan.threads),
                 batch_size=self.batch_size,
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=self.plan.actors, max_tasks_in_flight_per_actor=2),
-                num_cpus=self.plan.cpus,
-                num_gpus=self.plan.gpus or None,
-                max_restarts=-1,
-                max_task_retries=0,
+                compute=pool(size=plan.actors, max_tasks_in_flight_per_actor=2),
+                num_cpus=plan.cpus,
+                num_gpus=plan.gpus or None,
+                **table,
             )
-            done = computed.map_batches(
-                finish, fn_args=(self._shared,), batch_format="pyarrow", concurrency=self.plan.tasks, **task
+            data = data.map_batches(
+                _actor("Writer"),
+                fn_constructor_args=(self._shared,),
+                compute=pool(size=plan.tasks, max_tasks_in_flight_per_actor=2),
+                num_cpus=plan.task_cpus,
+                **table,
             )
-            for table in done.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                yield from outcomes(table)
+            for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                yield from outcomes(batch)
 
     def _take(self, item: Item, outcome: Any) -> None:
         self._network += outcome.network
@@ -229,9 +208,7 @@ class RayEngine:
 
         from .ray_work import alone
 
-        call = ray.remote(alone).options(
-            num_cpus=self.plan.cpus, num_gpus=self.plan.gpus or None, max_retries=0, max_calls=1
-        )
+        call = ray.remote(alone).options(num_cpus=self.plan.cpus, num_gpus=self.plan.gpus or None, max_retries=0)
         for _ in range(ATTEMPTS):
             self.journal.begin(item.name, alone=True)
             try:
@@ -272,20 +249,53 @@ def _data_context() -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     DataContext._set_current(context)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # no other way yet to say retries
+            yield
     finally:
         DataContext._set_current(before)
 
 
-def _write_agenda(path: Path, items: Sequence[Item], parts: int) -> list[tuple[int, int, int]]:
-    """Write names and paths, a JSON line each. Returns (first index, offset, lines) of at most so many parts."""
-    size = -(-len(items) // parts)
-    found = []
-    with open(path, "wb") as file:
-        for first in range(0, len(items), size):
-            found.append((first, file.tell(), min(size, len(items) - first)))
-            file.writelines(json.dumps(item).encode() + b"\n" for item in items[first : first + size])
-    return found
+def _part_size(files: int, readers: int) -> int:
+    """How many files are given out together: some, so that readers do not wait, in parts that the driver can list."""
+    return max(-(-files // PARTS), min(TOGETHER, files // (4 * readers)), 1)
+
+
+def _actor(name: str) -> type:
+    """A class for Ray Data that becomes the one of this name in ray_work.
+
+    It travels by value, so that the process of the actor imports this package here, and the quick way.
+    """
+
+    class Actor:
+        def __init__(self, *arguments: Any) -> None:
+            from importlib import import_module
+
+            import_module("reg4pru_monai.startup").import_monai_alone()
+            self._step = getattr(import_module("reg4pru_monai.batch.ray_work"), name)(*arguments)
+
+        def __call__(self, table: Any) -> Any:
+            return self._step(table)
+
+    Actor.__name__ = name  # which Ray shows
+    return Actor
+
+
+def _stop_actor() -> Any:
+    """An actor that remembers whether it was asked to stop."""
+    import ray
+
+    class Stop:  # here, so that its process need not import this package
+        def __init__(self) -> None:
+            self._asked = False
+
+        def ask(self) -> None:
+            self._asked = True
+
+        def asked(self) -> bool:
+            return self._asked
+
+    return ray.remote(Stop).options(num_cpus=0).remote()
 
 
 def _folder(agenda: Agenda) -> str | None:

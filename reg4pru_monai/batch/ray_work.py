@@ -1,4 +1,4 @@
-"""What runs on the workers of a Ray cluster: the steps of Work, between tables of bytes; no error of a file leaves it."""
+"""What runs on the workers of a Ray cluster: the steps of Work, between tables of bytes; no error of a file leaves."""
 
 import copy
 import json
@@ -14,9 +14,6 @@ import pyarrow as pa
 import ray
 import torch
 from monai.utils import TraceKeys
-from ray.data import Datasource
-from ray.data.block import BlockMetadata
-from ray.data.datasource import ReadTask
 
 from .. import __version__
 from ..runtime import select_device
@@ -44,7 +41,8 @@ class Outcome(NamedTuple):
 class Shared(NamedTuple):
     """What every worker needs. cpu_work: without the network. folder: of the inputs, or None.
 
-    marker: a file that the driver has written into the output folder. version: of this package. stop: an actor of Stop.
+    marker: a file that the driver has written into the output folder. version: of this package. stop: an actor that is
+    asked whether to begin nothing more.
     """
 
     cpu_work: Work
@@ -52,21 +50,6 @@ class Shared(NamedTuple):
     marker: Path
     version: str
     stop: Any
-
-
-class Stop:
-    """An actor that knows whether nothing more shall be begun."""
-
-    def __init__(self) -> None:
-        self._asked = False
-
-    def ask(self) -> None:
-        """Begin nothing more."""
-        self._asked = True
-
-    def asked(self) -> bool:
-        """Whether it was asked for."""
-        return self._asked
 
 
 def without_network(work: Work) -> Work:
@@ -97,77 +80,74 @@ def problem(shared: Shared) -> Exception | None:
     return None
 
 
-class Photographs(Datasource):
-    """Ray Data's source: files of an agenda, read and prepared, each in a block of its own.
+class Part(NamedTuple):
+    """Lines of a file of the agenda, from a place in bytes."""
 
-    path: JSON lines of name and path. parts: (first index, offset in bytes, lines) of what one task reads. shared:
-    object reference of Shared.
-    """
+    path: Path
+    offset: int
+    lines: int
 
-    def __init__(self, path: Path, parts: Sequence[tuple[int, int, int]], shared: Any) -> None:
-        super().__init__()
-        self.path, self.parts, self.shared = path, parts, shared
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        """Not known before they are read."""
-        return None
-
-    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        """A task for each part, however many are asked for."""
-        return [
-            ReadTask(partial(_read, self.path, part, self.shared), BlockMetadata(part[2], None, None, None))
-            for part in self.parts
-        ]
+    def items(self) -> list[Item]:
+        """Read them."""
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return [Item(*json.loads(file.readline())) for _ in range(self.lines)]
 
 
-def _read(path: Path, part: tuple[int, int, int], reference: Any) -> Iterator[pa.Table]:
-    first, offset, lines = part
-    shared: Shared = ray.get(reference)
-    unfit = problem(shared)
-    if unfit is not None:
-        yield _table(first, Outcome(fatal=unfit))
-        return
-    with open(path, "rb") as file:
-        file.seek(offset)
-        items = [Item(*json.loads(file.readline())) for _ in range(lines)]
-    for index, item in enumerate(items, first):
-        if _stopped(shared):
-            return
-        yield _table(index, _guarded(shared.cpu_work, item, partial(_prepare, shared.cpu_work, item)))
+class Worker:
+    """An actor of Ray Data: a step from table to tables. shared: reference of Shared."""
 
-
-def _prepare(work: Work, item: Item) -> Prepared:
-    file = work.prepare(item)
-    for frame in file.frames:
-        for value in frame.item.values():
-            for operation in value.applied_operations:
-                operation[TraceKeys.ID] = TraceKeys.NONE  # the address of the transform, which others do not share
-    return file
-
-
-class Network:
-    """Ray Data's actor: holds the network and runs it over files."""
-
-    def __init__(self, reference: Any, shared: Any, gpus: float, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self.work: Work = ray.get(reference)
+    def __init__(self, shared: Any) -> None:
         self.shared: Shared = ray.get(shared)
-        pipeline = self.work.pipeline
-        pipeline.device = select_device("cuda" if gpus else "cpu")
-        pipeline.network.to(pipeline.device)
+        self.work = self.shared.cpu_work
+        self._unfit = problem(self.shared)
 
     def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
-        """Files that were prepared -> with what the network says of them."""
+        """What comes of each row. Outcomes pass."""
         rows = list(_rows(table))
-        stopped = _stopped(self.shared)
-        for index, content in rows:
-            if isinstance(content, Outcome):
-                yield _table(index, content)
-        files = [(index, content) for index, content in rows if isinstance(content, Prepared)]
-        if files and not stopped:
-            for (index, file), found in zip(files, self._infer([file for _, file in files]), strict=True):
-                yield _table(index, found if isinstance(found, Outcome) else (file, found))
+        yield from (_table(index, content) for index, content in rows if isinstance(content, Outcome))
+        todo = [row for row in rows if not isinstance(row[1], Outcome)]
+        if self._unfit is not None:
+            yield from (_table(index, Outcome(fatal=self._unfit)) for index, _ in todo)
+        elif todo:
+            yield from (_table(index, content) for index, content in self.step(todo))
         yield _SCHEMA.empty_table()  # Ray Data wants at least one
+
+    def step(self, rows: Sequence[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        """What comes of rows that are no outcomes yet."""
+        raise NotImplementedError
+
+    def stopped(self) -> bool:
+        """Whether nothing more shall be begun."""
+        return bool(ray.get(self.shared.stop.asked.remote()))
+
+
+class Reader(Worker):
+    """Reads and prepares files of the agenda, one after the other."""
+
+    def step(self, rows: Sequence[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        """Parts of the agenda -> files that are prepared."""
+        for first, part in rows:
+            for index, item in enumerate(part.items(), first):
+                if self.stopped():
+                    return
+                yield index, _guarded(self.work, item, partial(_prepare, self.work, item))
+
+
+class Network(Worker):
+    """Holds the network and runs it over files. work: reference of a whole Work."""
+
+    def __init__(self, shared: Any, work: Any, gpus: float, threads: int) -> None:
+        super().__init__(shared)
+        self.work = _placed(ray.get(work), gpus, threads)
+
+    def step(self, rows: Sequence[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        """Files that are prepared -> with what the network says of them."""
+        if self.stopped():
+            return
+        files = [file for _, file in rows]
+        for (index, file), found in zip(rows, self._infer(files), strict=True):
+            yield index, found if isinstance(found, Outcome) else (file, found)
 
     def _infer(self, files: list[Prepared]) -> list[Inferred | Outcome]:
         try:
@@ -180,27 +160,36 @@ class Network:
         ]
 
 
-def finish(table: pa.Table, reference: Any) -> Iterator[pa.Table]:
-    """What the network said -> outcomes; results are written."""
-    shared: Shared = ray.get(reference)
-    unfit = problem(shared)
-    for index, content in _rows(table):
-        if not isinstance(content, Outcome):
-            content = Outcome(fatal=unfit) if unfit else _finish(shared.cpu_work, *content)
-        yield _table(index, content)
-    yield _SCHEMA.empty_table()
+class Writer(Worker):
+    """Measures and writes."""
+
+    def step(self, rows: Sequence[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        """What the network says -> outcomes."""
+        for index, (file, found) in rows:
+            record = _guarded(self.work, file.item, partial(self.work.finish, file, found))
+            yield index, record if isinstance(record, Outcome) else Outcome(record, network=found.seconds)
 
 
-def _finish(work: Work, file: Prepared, found: Inferred) -> Outcome:
-    record = _guarded(work, file.item, partial(work.finish, file, found))
-    return record if isinstance(record, Outcome) else Outcome(record, network=found.seconds)
+def _prepare(work: Work, item: Item) -> Prepared:
+    file = work.prepare(item)
+    for frame in file.frames:
+        for value in frame.item.values():
+            for operation in value.applied_operations:
+                operation[TraceKeys.ID] = TraceKeys.NONE  # the address of the transform, which others do not share
+    return file
+
+
+def _placed(work: Work, gpus: float, threads: int) -> Work:
+    """The work, its network on the device of this actor."""
+    torch.set_num_threads(threads)
+    work.pipeline.device = select_device("cuda" if gpus else "cpu")
+    work.pipeline.network.to(work.pipeline.device)
+    return work
 
 
 def alone(work: Work, item: Item, gpus: float, threads: int) -> Outcome:
     """One file from beginning to end; what fails for want of memory has failed."""
-    torch.set_num_threads(threads)
-    work.pipeline.device = select_device("cuda" if gpus else "cpu")
-    work.pipeline.network.to(work.pipeline.device)
+    work = _placed(work, gpus, threads)
     try:
         file = work.prepare(item)
         found = work.infer([file])[0]
@@ -211,6 +200,17 @@ def alone(work: Work, item: Item, gpus: float, threads: int) -> Outcome:
         return Outcome(work.failed(item, error))
     except Exception as error:
         return Outcome(fatal=_plain(error))
+
+
+def agenda_rows(path: Path, items: Sequence[Item], size: int) -> list[dict[str, Any]]:
+    """Write names and paths into a file, a JSON line each. Returns a row for a Reader for every ``size`` of them."""
+    rows = []
+    with open(path, "wb") as file:
+        for first in range(0, len(items), size):
+            part = Part(path, file.tell(), min(size, len(items) - first))
+            rows.append({"index": first, "content": pickle.dumps(part)})
+            file.writelines(json.dumps(item).encode() + b"\n" for item in items[first : first + size])
+    return rows
 
 
 def outcomes(table: pa.Table) -> Iterator[tuple[int, Outcome]]:
@@ -239,10 +239,6 @@ def _plain(error: Exception) -> Exception:
     if isinstance(error, WriteError):
         return WriteError(*error.args)
     return DeviceError(str(error)) if isinstance(error, DeviceError) else RuntimeError(repr(error))
-
-
-def _stopped(shared: Shared) -> bool:
-    return bool(ray.get(shared.stop.asked.remote()))
 
 
 def _table(index: int, content: Any) -> pa.Table:
