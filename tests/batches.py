@@ -51,8 +51,9 @@ def segment_in_process(folder: str, output: str, how: dict[str, Any]) -> None:
     how["deadly"]: a file that kills the process. how["slow"]: seconds that the driver takes over each record.
     """
     torch.set_num_threads(1)
-    if "slow" in how:
-        how["progress"] = lambda _, seconds=how.pop("slow"): time.sleep(seconds)
+    slow = how.pop("slow", None)
+    if slow is not None:
+        how["progress"] = lambda _: time.sleep(slow)
     deadly, prepare = how.pop("deadly", None), Work.prepare
 
     def prepared(self: Work, item: Item) -> Prepared:

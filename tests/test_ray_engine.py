@@ -28,8 +28,10 @@ from reg4pru_monai.files import is_leftover
 
 ray = pytest.importorskip("ray")
 
+pytestmark = pytest.mark.filterwarnings("default")  # Ray warns of its own inside
 COUNT = 12
 PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["warm_batches"])
 
 
 @pytest.fixture(scope="module")
