@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +45,8 @@ def segment(inputs: Any, output: Path, choices: dict[str, Any] | None = None, **
 
 
 def segment_in_process(folder: str, output: str, how: dict[str, Any]) -> None:
-    """For processes of tests: ends with the exit status of the run.
-
-    how["deadly"]: a file that kills the process. how["slow"]: seconds that the driver takes over each record.
-    """
+    """For processes of tests: ends with the exit status of the run. how["deadly"]: a file that kills the process."""
     torch.set_num_threads(1)
-    slow = how.pop("slow", None)
-    if slow is not None:
-        how["progress"] = lambda _: time.sleep(slow)
     deadly, prepare = how.pop("deadly", None), Work.prepare
 
     def prepared(self: Work, item: Item) -> Prepared:

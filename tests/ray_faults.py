@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import reg4pru_monai.batch.segment as segment_module
+from batches import segment_in_process
 from reg4pru_monai.batch.failures import StageError, WriteError
 from reg4pru_monai.batch.inputs import Item
 from reg4pru_monai.batch.journal import Record
@@ -42,6 +44,12 @@ class FaultyWork(Work):
         if kind == "full":
             raise WriteError(28, "No space left on device")
         time.sleep(float(kind))
+
+
+def segment_with_faults(folder: str, output: str, how: dict[str, Any]) -> None:
+    """As segment_in_process, with the faults that were planned."""
+    segment_module.Work = FaultyWork  # type: ignore[misc]
+    segment_in_process(folder, output, how)
 
 
 def plan_faults(output: Path, **faults: Any) -> None:

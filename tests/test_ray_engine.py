@@ -15,8 +15,8 @@ import torch
 from typer.testing import CliRunner
 
 from bad_files import write_bad_files
-from batches import comparable, journal_lines, segment, segment_in_process, table, write_photographs
-from ray_faults import FaultyWork, plan_faults
+from batches import comparable, journal_lines, segment, table, write_photographs
+from ray_faults import FaultyWork, plan_faults, segment_with_faults
 from reg4pru_monai.batch import ray_engine
 from reg4pru_monai.batch.failures import ClusterError, WriteError
 from reg4pru_monai.batch.journal import read_journals
@@ -155,16 +155,16 @@ def test_a_killed_or_stopped_driver_goes_on(
     cluster: RayOptions, photographs: Path, expected: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
+    plan_faults(output, **{f"infer~{path.name}": (99, "1.5") for path in photographs.iterdir()})  # time to interrupt it
 
     def interrupted(number: int) -> int:
         before = len(computed(output)) if output.exists() else 0
-        arguments = (str(photographs), str(output), {"ray": cluster, "slow": 1.0})
-        process = PROCESSES.Process(target=segment_in_process, args=arguments)
+        process = PROCESSES.Process(target=segment_with_faults, args=(str(photographs), str(output), {"ray": cluster}))
         process.start()
         while process.is_alive() and (not output.exists() or len(computed(output)) < before + 2):
             time.sleep(0.05)
         os.kill(process.pid, number)
-        process.join(120)
+        process.join(300)
         assert before < len(computed(output)) < COUNT
         return process.exitcode or 0
 
