@@ -233,6 +233,11 @@ def test_a_cluster_too_small_is_refused(options: RayOptions, message: str) -> No
         plan(options, 2, 0)
 
 
+def test_a_cluster_without_processors_is_refused() -> None:
+    with pytest.raises(SettingsError, match="the Ray cluster has no CPUs"):
+        plan(RayOptions(), 0, 1)
+
+
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_engine, "find_spec", lambda _: None)
     with pytest.raises(SettingsError, match=r'pip install "reg4pru-monai\[ray\]"'), ray_engine.connected(RayOptions()):

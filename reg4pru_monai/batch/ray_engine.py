@@ -1,5 +1,6 @@
 """The engine for a Ray cluster: Ray Data reads, computes and writes on its workers; the driver keeps the journal."""
 
+import copy
 import logging
 import os
 import socket
@@ -89,7 +90,8 @@ class RayEngine:
     """
 
     def __init__(self, work: Work, journal: Journal, plan: Plan, batch_size: int, stop: threading.Event) -> None:
-        self.work, self.journal, self.plan = work, journal, plan
+        self.work, self.journal, self.plan = copy.copy(work), journal, plan
+        self.work.output = work.output.absolute()  # workers are in folders of their own
         self.batch_size, self.stop = batch_size, stop
         self._again: list[Item] = []
         self._fatal: BaseException | None = None
@@ -123,7 +125,7 @@ class RayEngine:
 
         asked = _stop_actor()
         self._sent = ray.put(self.work)
-        shared = Shared(without_network(self.work), _folder(agenda), self.journal.path, __version__, asked)
+        shared = Shared(without_network(self.work), _folder(agenda), self.journal.path.absolute(), __version__, asked)
         self._shared = ray.put(shared)
         ended = threading.Event()
 

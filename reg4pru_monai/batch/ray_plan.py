@@ -50,6 +50,10 @@ def plan(options: RayOptions, cpus: float, gpus: float) -> Plan:
     Default: a GPU for each actor where there are any, else one CPU for each and 7/8 of the CPUs for actors; at least
     one actor, with half a CPU where there is only one.
     """
+    if cpus < 4 * _LEAST:
+        raise SettingsError(
+            "the Ray cluster has no CPUs; photographs are read and written on CPUs: add nodes with some"
+        )
     each = (1.0 if gpus >= 1 else 0.0) if options.gpus is None else options.gpus
     _check(options, gpus, each)
     actors = options.actors or (_fitting(gpus, each) if each else 0)
