@@ -36,6 +36,10 @@ class FaultyWork(Work):
         if not path.exists():
             return
         times, kind = path.read_text().split()
+        while kind == "hold" and path.exists():
+            time.sleep(0.05)
+        if kind == "hold":
+            return
         path.write_text(f"{int(times) - 1} {kind}") if int(times) > 1 else path.unlink()
         if kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -43,7 +47,6 @@ class FaultyWork(Work):
             raise StageError(step, MemoryError())
         if kind == "full":
             raise WriteError(28, "No space left on device")
-        time.sleep(float(kind))
 
 
 def segment_with_faults(folder: str, output: str, how: dict[str, Any]) -> None:
@@ -53,7 +56,7 @@ def segment_with_faults(folder: str, output: str, how: dict[str, Any]) -> None:
 
 
 def plan_faults(output: Path, **faults: Any) -> None:
-    """faults: by "STEP~NAME": (times, kind). kind: "kill", "memory", "full" or seconds to wait."""
+    """faults: by "STEP~NAME": (times, kind). kind: "kill", "memory", "full", or "hold" until the file of the fault is gone."""
     folder = output.with_name("faults")
     folder.mkdir(parents=True, exist_ok=True)
     for place, (times, kind) in faults.items():

@@ -155,7 +155,8 @@ def test_a_killed_or_stopped_driver_goes_on(
     cluster: RayOptions, photographs: Path, expected: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    plan_faults(output, **{f"infer~{path.name}": (99, "1.5") for path in photographs.iterdir()})  # time to interrupt it
+    held = output.with_name("faults") / "prepare~photograph_08.png"
+    plan_faults(output, **{held.name: (1, "hold")})  # so that there is something left to interrupt
 
     def interrupted(number: int) -> int:
         before = len(computed(output)) if output.exists() else 0
@@ -164,6 +165,9 @@ def test_a_killed_or_stopped_driver_goes_on(
         while process.is_alive() and (not output.exists() or len(computed(output)) < before + 2):
             time.sleep(0.05)
         os.kill(process.pid, number)
+        time.sleep(3)  # until the wish to stop has gone round
+        if number == signal.SIGTERM:
+            held.unlink()
         process.join(300)
         assert before < len(computed(output)) < COUNT
         return process.exitcode or 0
