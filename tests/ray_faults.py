@@ -56,7 +56,7 @@ def segment_with_faults(folder: str, output: str, how: dict[str, Any]) -> None:
 
 
 def plan_faults(output: Path, **faults: Any) -> None:
-    """faults: by "STEP~NAME": (times, kind). kind: "kill", "memory", "full", or "hold" until the file of the fault is gone."""
+    """faults: by "STEP~NAME": (times, kind). kind: "kill", "memory", "full", or "hold" until its file is gone."""
     folder = output.with_name("faults")
     folder.mkdir(parents=True, exist_ok=True)
     for place, (times, kind) in faults.items():
