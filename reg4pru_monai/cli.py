@@ -100,6 +100,18 @@ def segment(
     workers: Annotated[
         int | None, typer.Option(help="Threads to read, and to write [default: processors, 2 to 8].")
     ] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray: on a Ray cluster.")] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Of a Ray cluster, HOST:PORT or auto [default: one of this machine, for this run]."),
+    ] = None,
+    ray_actors: Annotated[
+        int | None, typer.Option(help="Processes with the network [default: by what the cluster has].")
+    ] = None,
+    ray_cpus: Annotated[float | None, typer.Option(help="CPUs, and threads, of each [default: 1].")] = None,
+    ray_gpus: Annotated[
+        float | None, typer.Option(help="GPUs of each, such as 1 or 0.5 [default: 1 where there are any].")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many photographs now.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew; earlier results go to earlier/.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
@@ -129,7 +141,7 @@ def segment(
     }
     how: dict[str, Any] = {
         "root": root,
-        "workers": command.default_workers() if workers is None else workers,
+        "workers": workers,
         "batch_size": batch_size,
         "limit": limit,
         "overwrite": overwrite,
@@ -140,6 +152,7 @@ def segment(
     mode = "json" if json_lines else "quiet" if quiet else "auto"
     with readable(*command.COULD_NOT_RUN, CheckpointError, ValueError):
         how["part"] = parse_shard(shard)
+        how["ray"] = command.ray_options(engine, device, ray_address, ray_actors, ray_cpus, ray_gpus)
         code = command.segment(inputs, output, network, choices, how, mode, profile)
     raise typer.Exit(code)
 

@@ -27,15 +27,22 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     The folder is made. An earlier file at ``path`` stays whole until the new one is complete and on disk.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Short, as the name may be as long as a file system allows; with the suffix, by which writers choose the format.
-    beside = path.with_name(f".{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
+    with scratch(path) as beside:
         yield beside
         with open(beside, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
         sync_folder(path.parent)
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A sibling path to write to, removed when the block ends; after a kill :func:`is_leftover` knows it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Short, as the name may be as long as a file system allows; with the suffix, by which writers choose the format.
+    beside = path.with_name(f".{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield beside
     finally:
         with suppress(OSError):  # the folder itself may have become unusable, which the error in flight says
             beside.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import torch
 from networks import small_network
 from reg4pru_monai.batch import Summary, segment_photographs, settings_of
 from reg4pru_monai.batch.inputs import Item
-from reg4pru_monai.batch.journal import Record
+from reg4pru_monai.batch.journal import Record, journals, read_lines
 from reg4pru_monai.batch.status import ShardStatus, read_status
 from reg4pru_monai.batch.work import Prepared, Work
 from reg4pru_monai.fundus.phantom import make_phantom
@@ -82,6 +82,16 @@ def comparable(output: Path) -> tuple[dict[str, bytes], list[dict[str, str]]]:
         if path.is_file()
     }
     return pictures, [{key: value for key, value in row.items() if key != "seconds"} for row in table(output)]
+
+
+def computed(output: Path) -> list[str]:
+    """The name of every result that was ever computed, as often as it was."""
+    return [
+        line.record.name
+        for path in journals(output)
+        for line in read_lines(path)
+        if line.record is not None and line.record.status == "done"
+    ]
 
 
 class Seen(NamedTuple):

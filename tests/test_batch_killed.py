@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from batches import comparable, seen, segment, segment_in_process, table, write_photographs
-from reg4pru_monai.batch.journal import journals, read_lines
+from batches import comparable, computed, seen, segment, segment_in_process, table, write_photographs
 from reg4pru_monai.files import is_leftover
 
 COUNT, KILLS = 24, 20
@@ -51,16 +50,6 @@ def start(photographs: Path, output: Path, **how: Any) -> Any:
 def ended(process: Any, status: int) -> None:
     process.join(120)
     assert process.exitcode == status
-
-
-def computed(output: Path) -> list[str]:
-    """The name of every result that was ever computed, as often as it was."""
-    return [
-        line.record.name
-        for path in journals(output)
-        for line in read_lines(path)
-        if line.record is not None and line.record.status == "done"
-    ]
 
 
 def leftovers(output: Path) -> list[Path]:

@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 
 from ..inference import DEFAULT_THRESHOLD, Pipeline, load_pipeline
 from ..released import BUNDLE, CHECKPOINT
-from .failures import DeviceError, WriteError
+from .failures import ClusterError, DeviceError, WriteError
 from .inputs import InputError
 from .locks import LockedError
 from .progress import Display
+from .ray_plan import RayOptions
 from .segment import segment_photographs
 from .settings import SettingsError, settings_of
 from .status import Status, read_status
 
-COULD_NOT_RUN = (InputError, SettingsError, LockedError, WriteError, DeviceError, OSError)
+COULD_NOT_RUN = (InputError, SettingsError, LockedError, WriteError, DeviceError, ClusterError, OSError)
 
 
 class Network(NamedTuple):
@@ -81,6 +82,20 @@ def default_workers() -> int:
     return min(max(available, 2), 8)
 
 
+def ray_options(
+    engine: str, device: str, address: str | None, actors: int | None, cpus: float | None, gpus: float | None
+) -> RayOptions | None:
+    """Of the command line; None for the local engine. Raises SettingsError."""
+    if engine not in ("local", "ray"):
+        raise SettingsError(f"--engine must be local or ray, got {engine!r}")
+    options = RayOptions(address, actors, cpus, gpus)
+    if engine == "ray":
+        return options._replace(gpus=0.0) if device == "cpu" and gpus is None else options
+    if options != RayOptions():
+        raise SettingsError("--ray-address, --ray-actors, --ray-cpus and --ray-gpus need --engine ray")
+    return None
+
+
 def segment(
     inputs: Sequence[str],
     output: Path,
@@ -92,11 +107,17 @@ def segment(
 ) -> int:
     """Run, and say how it went. Returns the exit status.
 
-    choices: of Settings; threshold None: the network's own. how: keyword arguments of segment_photographs.
+    choices: of Settings; threshold None: the network's own. how: keyword arguments of segment_photographs; workers
+    None: the default.
     """
     display = Display(mode)
     for name in ("tifffile", "reg4pru_monai.transforms"):  # what they say of photographs stands in the tables
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if how.get("ray") is not None:
+        if how["workers"] is not None:
+            raise SettingsError("--workers is of the local engine; of --engine ray, --ray-actors and --ray-cpus say it")
+        network = network._replace(device="cpu")  # the actors choose their own; the driver only sends the network
+    how = {**how, "workers": default_workers()} if how["workers"] is None else how
     pipeline, threshold, bundle = load(network, lambda text: print(text, file=sys.stderr))
     if choices.get("threshold") is None:
         choices = {**choices, "threshold": threshold}

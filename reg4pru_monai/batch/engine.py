@@ -9,7 +9,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from .agenda import Agenda
-from .failures import ProcessEndedError, StageError, is_out_of_memory
+from .failures import StageError, is_out_of_memory
 from .inputs import Item
 from .journal import Journal, Record
 from .work import Inferred, Prepared, Work
@@ -56,10 +56,7 @@ class LocalEngine:
         """
         self._report = report
         for item in agenda.given_up:
-            error = ProcessEndedError(
-                "the process ended, perhaps killed by the system, whenever it worked on this file"
-            )
-            self._record(self.work.failed(item, StageError("process", error)))
+            self._record(self.work.given_up(item))
         started = time.perf_counter()
         network, waiting, blocked = self._together(agenda.todo)
         for item in [*self._again, *agenda.alone]:

@@ -55,6 +55,10 @@ class ProcessEndedError(RuntimeError):
     """The process ended, as when the system kills it for its memory, each time while it worked on one file alone."""
 
 
+class ClusterError(RuntimeError):
+    """The Ray cluster cannot be reached, or broke down as a whole."""
+
+
 class WriteError(OSError):
     """The output folder cannot be written to, which no other photograph would survive either."""
 

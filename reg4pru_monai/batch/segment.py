@@ -28,6 +28,7 @@ from .inputs import Item, Listing, counted, list_inputs, shard
 from .journal import Journal, Record
 from .locks import check_other_shards, lock_name, locked
 from .measurements import warm_up
+from .ray_plan import RayOptions
 from .reports import versions, write_reports
 from .settings import Settings, SettingsError, check_claim, claim, is_claimed, read_claim, set_root
 from .status import save_listing
@@ -36,6 +37,7 @@ from .work import Work
 logger = logging.getLogger(__name__)
 
 THUMBNAILS = 200  # pictures in the report
+Start = Callable[[Work, Journal, threading.Event], Any]  # returns what has the method run of LocalEngine
 STOPPED = 130  # exit status, whichever signal it was: what a shell reports for SIGINT
 
 
@@ -82,6 +84,7 @@ def segment_photographs(
     part: tuple[int, int] = (1, 1),
     workers: int = 2,
     batch_size: int = 1,
+    ray: RayOptions | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
     limit: int | None = None,
@@ -94,11 +97,11 @@ def segment_photographs(
 
     inputs, root: see :func:`list_inputs`. part: (i, n), shard i of n. workers: threads that read, and as many that
     write. batch_size: photographs whose windows share the forwards; with more than 1 a result may differ in the last
-    bits with its neighbours. overwrite: put earlier results aside, into ``earlier/`` in the output folder, and start
-    anew. dry_run: only count. limit: at most so many photographs now. parquet: also results.parquet. bundle: digest of
-    the bundle that the network came from, for run.json. started, progress: called once with the counts, and for every
-    file, from other threads.
-    Raises InputError, SettingsError, LockedError, WriteError, OSError.
+    bits with its neighbours. ray: compute on this Ray cluster instead of here; workers then counts for nothing.
+    overwrite: put earlier results aside, into ``earlier/`` in the output folder, and start anew. dry_run: only count.
+    limit: at most so many photographs now. parquet: also results.parquet. bundle: digest of the bundle that the network
+    came from, for run.json. started, progress: called once with the counts, and for every file, from other threads.
+    Raises InputError, SettingsError, LockedError, WriteError, OSError; with ray also ClusterError.
     """
     threading.Thread(target=warm_up, daemon=True).start()
     output = Path(output)
@@ -109,7 +112,7 @@ def segment_photographs(
     if dry_run:
         return _summary(output, listing, items, _planned(output, items, settings, listing.root, overwrite), limit)
     own = lock_name(f"{part[0]}/{part[1]}")
-    with locked(output, own):
+    with _engine(ray, workers, batch_size) as (start, how), locked(output, own):
         check_other_shards(output, *part)
         if overwrite:
             put_aside(output, own)
@@ -123,8 +126,8 @@ def segment_photographs(
         started(summary)
         with _stopping(summary) as stop:
             work = Work(pipeline, settings, output, _shown(listing.items))
-            header = {"bundle": bundle, "shard": f"{part[0]}/{part[1]}", "workers": workers, "batch_size": batch_size}
-            _run(work, agenda.limited(limit), summary, header, stop, progress)
+            header = {"bundle": bundle, "shard": f"{part[0]}/{part[1]}", **how, "batch_size": batch_size}
+            _run(start, work, agenda.limited(limit), summary, header, stop, progress)
             write_reports(output, listing, settings, parquet)
             sweep(output)
     return summary
@@ -169,7 +172,21 @@ def _shown(items: Sequence[Item]) -> frozenset[str]:
     return frozenset(item.name for item in items[::step])
 
 
+@contextmanager
+def _engine(ray: RayOptions | None, workers: int, batch_size: int) -> Iterator[tuple[Start, dict[str, Any]]]:
+    """How to start the engine, and what the journal says of it. Raises SettingsError, ClusterError."""
+    if ray is None:
+        yield lambda work, journal, stop: LocalEngine(work, journal, workers, batch_size, stop), {"workers": workers}
+        return
+    from .ray_engine import RayEngine, connected
+
+    with connected(ray) as plan:
+        how = {"engine": "ray", "workers": plan.tasks, "device": str(plan), "threads": plan.threads}
+        yield lambda work, journal, stop: RayEngine(work, journal, plan, batch_size, stop), how
+
+
 def _run(
+    start: Start,
     work: Work,
     agenda: Agenda,
     summary: Summary,
@@ -178,13 +195,13 @@ def _run(
     progress: Callable[[Record], None],
 ) -> None:
     header = {
+        "device": device_name(work.pipeline.device),
+        "threads": torch.get_num_threads(),
         **how,
         "settings": work.settings.digest,
         "listed": summary.listed,
         "own": summary.own,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "device": device_name(work.pipeline.device),
-        "threads": torch.get_num_threads(),
         "command": sys.argv,
         "versions": versions(),
     }
@@ -196,8 +213,7 @@ def _run(
         progress(record)
 
     try:
-        engine = LocalEngine(work, journal, how["workers"], how["batch_size"], stop)
-        summary.profile = engine.run(agenda, count)
+        summary.profile = start(work, journal, stop).run(agenda, count)
     except BaseException as raised:
         error = repr(raised)
         raise

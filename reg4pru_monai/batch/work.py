@@ -18,6 +18,7 @@ from ..inference import Pipeline
 from .failures import (
     DeviceError,
     NetworkError,
+    ProcessEndedError,
     StageError,
     WriteError,
     error_row,
@@ -166,6 +167,11 @@ class Work:
         size, changed = _status(item.path)
         row = {"path": item.name, "status": "failed"}
         return Record(item.name, "failed", size, changed, [row], error_row(item, error.stage, error.cause), {})
+
+    def given_up(self, item: Item) -> Record:
+        """The record of a file that ended the process whenever it was tried."""
+        error = ProcessEndedError("the process ended, perhaps killed by the system, whenever it worked on this file")
+        return self.failed(item, StageError("process", error))
 
     def _measured(self, frame: Frame, logits: Tensor) -> tuple[Result, dict[str, Any]]:
         photograph = frame.photograph

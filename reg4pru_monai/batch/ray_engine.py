@@ -1,0 +1,306 @@
+"""The engine for a Ray cluster: Ray Data reads, computes and writes on its workers; the driver keeps the journal."""
+
+import copy
+import logging
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+from .. import __version__
+from ..files import scratch
+from .agenda import ATTEMPTS, Agenda
+from .engine import Profile
+from .failures import ClusterError
+from .inputs import Item
+from .journal import STATE, Journal, Record
+from .ray_plan import Plan, RayOptions, plan
+from .settings import SettingsError
+from .work import Work
+
+logger = logging.getLogger(__name__)
+
+PARTS = 4096  # of an archive, which the driver lists: more take its memory
+TOGETHER = 16  # files in a part of a smaller one; what a reader that dies takes along
+INSTALL = 'pip install "reg4pru-monai[ray]"'
+
+
+@contextmanager
+def connected(options: RayOptions) -> Iterator[Plan]:
+    """Enter the cluster, or start one on this machine that ends with the block.
+
+    A process that is in one already stays there. Raises SettingsError, ClusterError.
+    """
+    if not find_spec("ray"):
+        raise SettingsError(f"--engine ray needs Ray: {INSTALL}")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+    import ray
+
+    entered = not ray.is_initialized()
+    if entered:
+        _enter(options.address or os.environ.get("RAY_ADDRESS"))
+    try:
+        resources = ray.cluster_resources()
+        yield plan(options, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+    except ray.exceptions.RayTaskError as error:  # of no photograph: their errors stay on the workers
+        raise ClusterError(
+            f"a worker of the Ray cluster cannot run this package ({error.cause!r}); install the same version on all "
+            f"nodes: {INSTALL}"
+        ) from error
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"the Ray cluster failed: {error}; results are kept: give the same command again") from error
+    finally:
+        if entered:
+            ray.shutdown()
+
+
+def _enter(address: str | None) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address in (None, "local"):
+        ray.init(address="local", include_dashboard=False, **quiet)
+        return
+    assert address is not None
+    advice = "start one with `ray start --head`, give its --ray-address as HOST:PORT, or leave it out"
+    if address.startswith("ray://"):
+        raise SettingsError(
+            f"{address}: the engine runs as a driver in the cluster, not through Ray Client; give HOST:PORT, or submit "
+            "the command as a Ray job with --ray-address auto"
+        )
+    host, _, port = address.rpartition(":")
+    try:
+        if address != "auto":  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address=address, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ClusterError(f"no Ray cluster answers at {address} ({error}); {advice}") from error
+
+
+class RayEngine:
+    """Segments files on the workers of a cluster; see LocalEngine, whose place it takes.
+
+    Only the driver, this process, writes the journal. Ray itself repeats nothing: what a worker, an actor or a node
+    takes along when it dies has no record, is given out once more, and then tried alone, at most ATTEMPTS times.
+    """
+
+    def __init__(self, work: Work, journal: Journal, plan: Plan, batch_size: int, stop: threading.Event) -> None:
+        self.work, self.journal, self.plan = copy.copy(work), journal, plan
+        self.work.output = work.output.absolute()  # workers are in folders of their own
+        self.batch_size, self.stop = batch_size, stop
+        self._again: list[Item] = []
+        self._fatal: BaseException | None = None
+        self._network = 0.0
+
+    def run(self, agenda: Agenda, report: Callable[[Record], None]) -> Profile:
+        """Segment what is to be done, in about its order. Raises WriteError, DeviceError, ClusterError, OSError."""
+        self._report = report
+        for item in agenda.given_up:
+            self._record(self.work.given_up(item))
+        started = time.perf_counter()
+        if agenda.todo or agenda.alone:
+            with self._sharing(agenda):
+                lost = self._together(agenda.todo, _part_size(len(agenda.todo), self.plan.tasks))
+                lost = self._together(lost, 1)
+                for item in [*lost, *self._again, *agenda.alone]:
+                    if not self.stop.is_set():
+                        self._alone(item)
+        if self._fatal is not None:
+            raise self._fatal
+        total = time.perf_counter() - started
+        network = self._network / self.plan.actors
+        return Profile(network, max(total - network, 0.0), 0.0, total)
+
+    @contextmanager
+    def _sharing(self, agenda: Agenda) -> Iterator[None]:
+        """Send the network to the cluster once, and tell the workers of a wish to stop."""
+        import ray
+
+        from .ray_work import Shared, without_network
+
+        asked = _stop_actor()
+        self._sent = ray.put(self.work)
+        shared = Shared(without_network(self.work), _folder(agenda), self.journal.path.absolute(), __version__, asked)
+        self._shared = ray.put(shared)
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.1):
+                if self.stop.is_set():
+                    asked.ask.remote()
+                    return
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
+    def _together(self, items: Sequence[Item], size: int) -> list[Item]:
+        """Read, compute and write as a stream; ``size`` files are given out together. Returns those that got lost."""
+        from .ray_work import agenda_rows
+
+        if not items or self.stop.is_set():
+            return []
+        heard = bytearray(len(items))
+        with scratch(self.work.output / STATE / "agenda.jsonl") as path:
+            for index, outcome in self._stream(agenda_rows(path, items, size)):
+                if not heard[index]:  # nothing twice, whatever the cluster does
+                    heard[index] = 1
+                    self._take(items[index], outcome)
+        lost = [item for item, known in zip(items, heard, strict=True) if not known]
+        if lost and not self.stop.is_set():
+            logger.warning("%d files went down with a worker or an actor and are tried again", len(lost))
+        return lost
+
+    def _stream(self, rows: list[dict[str, Any]]) -> Iterator[tuple[int, Any]]:
+        import ray
+
+        from .ray_work import outcomes
+
+        # Ray Data restarts its actors. A call that went down with one is not repeated: it may be what killed it.
+        plan, table = self.plan, dict[str, Any](batch_format="pyarrow", max_task_retries=0)
+        pool = ray.data.ActorPoolStrategy
+        with _data_context():
+            data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+                _actor("Reader"),
+                fn_constructor_args=(self._shared,),
+                compute=pool(size=plan.tasks, max_tasks_in_flight_per_actor=1),
+                num_cpus=plan.task_cpus,
+                **table,
+            )
+            data = data.map_batches(
+                _actor("Network"),
+                fn_constructor_args=(self._shared, self._sent, plan.gpus, plan.threads),
+                batch_size=self.batch_size,
+                compute=pool(size=plan.actors, max_tasks_in_flight_per_actor=2),
+                num_cpus=plan.cpus,
+                num_gpus=plan.gpus or None,
+                **table,
+            )
+            data = data.map_batches(
+                _actor("Writer"),
+                fn_constructor_args=(self._shared,),
+                compute=pool(size=plan.tasks, max_tasks_in_flight_per_actor=2),
+                num_cpus=plan.task_cpus,
+                **table,
+            )
+            for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                yield from outcomes(batch)
+
+    def _take(self, item: Item, outcome: Any) -> None:
+        self._network += outcome.network
+        if outcome.fatal is not None:
+            self._fail(outcome.fatal)
+        elif outcome.again:
+            self._again.append(item)
+        else:
+            self._record(outcome.record)
+
+    def _alone(self, item: Item) -> None:
+        """One file and nothing beside it. A file whose worker dies each time is given up."""
+        import ray
+
+        from .ray_work import alone
+
+        call = ray.remote(alone).options(num_cpus=self.plan.cpus, num_gpus=self.plan.gpus or None, max_retries=0)
+        for _ in range(ATTEMPTS):
+            self.journal.begin(item.name, alone=True)
+            try:
+                outcome = ray.get(call.remote(self._sent, item, self.plan.gpus, self.plan.threads))
+            except ray.exceptions.RayTaskError:
+                raise
+            except ray.exceptions.RayError as error:
+                logger.warning("%r: the worker that had it alone died: %s", item.name, type(error).__name__)
+                if self.stop.is_set():
+                    return
+            else:
+                return self._take(item, outcome)
+        self._record(self.work.given_up(item))
+
+    def _record(self, record: Record) -> None:
+        try:
+            self.journal.add(record)
+        except OSError as error:
+            return self._fail(error)
+        self._report(record)
+
+    def _fail(self, error: BaseException) -> None:
+        self._fatal = self._fatal or error
+        self.stop.set()
+
+
+@contextmanager
+def _data_context() -> Iterator[None]:
+    """Every photograph a block of its own; a block that is lost does not end the stream; no bars, no chatter."""
+    from ray.data import DataContext
+
+    before = DataContext.get_current()
+    context = before.copy()
+    context.target_max_block_size = 1
+    context.max_errored_blocks = -1
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    DataContext._set_current(context)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # no other way yet to say retries
+            yield
+    finally:
+        DataContext._set_current(before)
+
+
+def _part_size(files: int, readers: int) -> int:
+    """How many files are given out together: some, so that readers do not wait, in parts that the driver can list."""
+    return max(-(-files // PARTS), min(TOGETHER, files // (4 * readers)), 1)
+
+
+def _actor(name: str) -> type:
+    """A class for Ray Data that becomes the one of this name in ray_work.
+
+    It travels by value, so that the process of the actor imports this package here, and the quick way.
+    """
+
+    class Actor:
+        def __init__(self, *arguments: Any) -> None:
+            from importlib import import_module
+
+            import_module("reg4pru_monai.startup").import_monai_alone()
+            self._step = getattr(import_module("reg4pru_monai.batch.ray_work"), name)(*arguments)
+
+        def __call__(self, table: Any) -> Any:
+            return self._step(table)
+
+    Actor.__name__ = name  # which Ray shows
+    return Actor
+
+
+def _stop_actor() -> Any:
+    """An actor that remembers whether it was asked to stop."""
+    import ray
+
+    class Stop:  # here, so that its process need not import this package
+        def __init__(self) -> None:
+            self._asked = False
+
+        def ask(self) -> None:
+            self._asked = True
+
+        def asked(self) -> bool:
+            return self._asked
+
+    return ray.remote(Stop).options(num_cpus=0).remote()
+
+
+def _folder(agenda: Agenda) -> str | None:
+    """A folder that workers must see; None where the first file is gone here, too."""
+    folder = os.path.dirname([*agenda.todo[:1], *agenda.alone[:1]][0].path)
+    return folder if os.path.isdir(folder) else None
