@@ -72,42 +72,44 @@ class EomtDecoder(nn.Module):
         return found | (processes.uniform(logits.shape[0], 1, 1, device=logits.device) >= (1.0 - done) ** 0.9)
 
 
-def convolutions(inputs: int, outputs: int, stride: int = 1, count: int = 2) -> nn.Sequential:
-    """``count`` times a 3x3 convolution, batch norm, ReLU; the first one strides."""
-    layers: list[nn.Module] = []
-    for number in range(count):
-        layers += [
-            nn.Conv2d(inputs, outputs, kernel_size=3, stride=1 if number else stride, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-        ]
-        inputs = outputs
-    return nn.Sequential(*layers)
+def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """3x3 convolution, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def convolutions(inputs: int, outputs: int, count: int, stride: int = 1) -> nn.Sequential:
+    """``count`` of them; the first one strides."""
+    first = convolution(inputs, outputs, stride)
+    return first if count == 1 else nn.Sequential(first, *(convolution(outputs, outputs) for _ in range(count - 1)))
 
 
 class SkipDecoder(nn.Module):
     """A light convolutional stem on the image, joined with the tokens at 1/4, 1/2 and full resolution.
 
     Keeps one-pixel vessels that a patch embedding without pretraining loses. No query, no deep supervision.
-    Two or more convolutions at each resolution find more than one does (docs/decisions/0016-skip-stem.md).
-    width: channels at full resolution; twice and four times as many at 1/2 and 1/4.
+    width: channels at full resolution; twice and four times as many at 1/2 and 1/4. count: convolutions at full
+    resolution and where two resolutions join; the stem has two at 1/2 and one more than ``count`` at 1/4.
     """
 
     query_blocks = 0
     query: Tensor
 
-    def __init__(self, dim: int, width: int = 12):
+    def __init__(self, dim: int, width: int = 12, count: int = 1):
         super().__init__()
         self.register_buffer("query", torch.zeros(1, 0, dim), persistent=False)
-        self.stem_1 = convolutions(3, width)
-        self.stem_2 = convolutions(width, 2 * width, stride=2)
-        self.stem_4 = convolutions(2 * width, 4 * width, stride=2, count=3)
+        self.stem_1 = convolutions(3, width, count)
+        self.stem_2 = convolutions(width, 2 * width, 2, stride=2)
+        self.stem_4 = convolutions(2 * width, 4 * width, count + 1, stride=2)
         self.tokens = nn.Conv2d(dim, 4 * width, kernel_size=1)
-        self.join_quarter = convolutions(8 * width, 4 * width)
+        self.join_quarter = convolutions(8 * width, 4 * width, count)
         self.to_half = nn.Conv2d(4 * width, 2 * width, kernel_size=1)
-        self.join_half = convolutions(4 * width, 2 * width)
+        self.join_half = convolutions(4 * width, 2 * width, count)
         self.to_full = nn.Conv2d(2 * width, width, kernel_size=1)
-        self.join_full = convolutions(2 * width, width)
+        self.join_full = convolutions(2 * width, width, count)
         self.logit = nn.Conv2d(width, 1, kernel_size=1)
 
     def forward(self, image: Tensor, query: Tensor, grid: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ class Preset:
     patch: pixels per side of a patch. dim: channels. registers: register tokens beside the class token.
     position_grid: side of a learned table of absolute positions (DINOv2); None for rotary positions.
     norm_eps: of every LayerNorm of the backbone.
-    coordinate_scale: see Encoder. mask_stride: pixels per logit of the eomt decoder. skip_width: channels at full
-    resolution of the skip decoder.
+    coordinate_scale: see Encoder. mask_stride: pixels per logit of the eomt decoder. skip_width, skip_count: channels at
+    full resolution of the skip decoder, and its convolutions there.
     """
 
     patch: int
@@ -29,6 +29,7 @@ class Preset:
     coordinate_scale: float | None = None
     mask_stride: int = 4
     skip_width: int = 16
+    skip_count: int = 1
     norm_eps: float = 1e-5
 
 
@@ -39,6 +40,7 @@ PRESETS: dict[str, Preset] = {
     "tiny": _TINY,
     "tiny_4": replace(_TINY, depth=4),
     "tiny_12": replace(_TINY, depth=12),
+    "tiny_stem": replace(_TINY, skip_count=2),  # docs/decisions/0016-skip-stem.md
     # timm vit_{small,base}_patch16_dinov3
     "small": Preset(16, 384, 12, 6),
     "base": Preset(16, 768, 12, 12),

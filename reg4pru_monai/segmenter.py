@@ -246,5 +246,5 @@ def _build_decoder(name: str, p: Preset, masked_attention: float) -> EomtDecoder
     if masked_attention:
         raise ValueError(f"masked_attention belongs to the decoder eomt; the decoder {name} has no query")
     if name == "skip":
-        return SkipDecoder(p.dim, p.skip_width)
+        return SkipDecoder(p.dim, p.skip_width, p.skip_count)
     raise ValueError(f"decoder must be one of eomt, skip, got {name!r}")
