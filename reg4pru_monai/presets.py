@@ -13,8 +13,8 @@ class Preset:
     patch: pixels per side of a patch. dim: channels. registers: register tokens beside the class token.
     position_grid: side of a learned table of absolute positions (DINOv2); None for rotary positions.
     norm_eps: of every LayerNorm of the backbone.
-    coordinate_scale: see Encoder. mask_stride: pixels per logit of the eomt decoder. skip_width, skip_count: channels at
-    full resolution of the skip decoder, and its convolutions there.
+    coordinate_scale: see Encoder. mask_stride: pixels per logit of the eomt decoder. skip_width, skip_count: channels
+    at full resolution of the skip decoder, and its convolutions there.
     """
 
     patch: int

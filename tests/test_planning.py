@@ -62,8 +62,9 @@ def test_a_size_that_was_not_measured_is_said_to_be_extrapolated() -> None:
     [
         ({"images": 0}, "images must be more than 0"),
         ({"workers": -1}, "workers must be more than 0"),
-        ({"outputs": ("mask", "nifti")}, "say nothing of the output nifti; measure with --outputs"),
-        ({"outputs": ("hats",)}, "say nothing of the output hats"),
+        ({"outputs": ("mask", "nifti")}, "of the outputs mask, overlay, not of mask, nifti: --measure with --outputs"),
+        ({"outputs": ("mask",)}, "not of mask: --measure"),
+        ({"outputs": ()}, "not of none"),
     ],
 )
 def test_plans_that_cannot_be_made(change: dict[str, object], said: str) -> None:

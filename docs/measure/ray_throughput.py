@@ -4,8 +4,7 @@ python docs/measure/ray_throughput.py PHOTOGRAPHS [--actors 1 2] [--limit 20] [-
 
 The cluster is one of this machine, with one CPU more than actors for the files. The time is counted from the first
 result to the last, so that neither the start of the processes nor the loading of the network is in it. Efficiency is
-(rate of n) / (n x rate of one). The machine must have
-nothing else to do.
+(rate of n) / (n x rate of one). The machine must have nothing else to do.
 """
 
 import argparse

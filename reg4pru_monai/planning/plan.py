@@ -59,14 +59,17 @@ def make_plan(
     """Plan ``images`` photographs of a size.
 
     workers: CPU: processes with one core each, which do every stage. GPU: devices, each with ``cores`` CPU cores that
-    read and write while it computes. outputs: names, as of ``reg4pru segment --outputs``. Raises CostsError.
+    read and write while it computes. outputs: names, as of ``reg4pru segment --outputs``, those that were measured.
+    Raises CostsError.
     """
     for name, value in (("images", images), ("size", megapixels), ("workers", workers), ("cores", cores)):
         if value <= 0:
             raise CostsError(f"{name} must be more than 0, got {value}")
-    unknown = [name for name in outputs if FOLDERS.get(name) not in costs.bytes]
-    if unknown:
-        raise CostsError(f"the costs say nothing of the output {', '.join(unknown)}; measure with --outputs")
+    if {FOLDERS.get(name) for name in outputs} != costs.bytes.keys() - {PHOTOGRAPH}:
+        measured = ", ".join(name for name, folder in FOLDERS.items() if folder in costs.bytes)
+        raise CostsError(
+            f"the costs are of the outputs {measured}, not of {', '.join(outputs) or 'none'}: --measure with --outputs"
+        )
     seconds = {stage: cost.of(megapixels) for stage, cost in costs.seconds.items()}
     sizes = {name: costs.bytes[FOLDERS.get(name, name)].of(megapixels) for name in (PHOTOGRAPH, *outputs)}
     total = {**{name: size * images for name, size in sizes.items()}, "journal": float(JOURNAL_BYTES * images)}
