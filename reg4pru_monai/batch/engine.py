@@ -30,7 +30,28 @@ class Profile(NamedTuple):
     total: float
 
 
-class LocalEngine:
+class Engine:
+    """What engines share: every record goes into the journal, then to ``report``; a journal that fails ends the run."""
+
+    def __init__(self, work: Work, journal: Journal, stop: threading.Event) -> None:
+        self.work, self.journal, self.stop = work, journal, stop
+        self._again: list[Item] = []  # what memory did not suffice for
+        self._fatal: BaseException | None = None
+        self._report: Callable[[Record], None] = lambda _: None
+
+    def _record(self, record: Record) -> None:
+        try:
+            self.journal.add(record)
+        except OSError as error:
+            return self._fail(error)
+        self._report(record)
+
+    def _fail(self, error: BaseException) -> None:
+        self._fatal = self._fatal or error
+        self.stop.set()
+
+
+class LocalEngine(Engine):
     """Segments files with one network in this thread, and threads around it for files.
 
     workers: threads that read, and as many that measure and write. batch_size: photographs whose windows share the
@@ -39,14 +60,12 @@ class LocalEngine:
     """
 
     def __init__(self, work: Work, journal: Journal, workers: int, batch_size: int, stop: threading.Event) -> None:
-        self.work, self.journal = work, journal
-        self.workers, self.batch_size, self.stop = workers, batch_size, stop
+        super().__init__(work, journal, stop)
+        self.workers, self.batch_size = workers, batch_size
         self._places = threading.Semaphore(workers + batch_size)  # results that may be on their way to the disk
         self._lock = threading.Lock()
         self._held = 0  # pixels
         self._largest: int | None = None  # pixels of the largest file so far, which stands for those being read
-        self._again: list[Item] = []
-        self._fatal: BaseException | None = None
 
     def run(self, agenda: Agenda, report: Callable[[Record], None]) -> Profile:
         """Segment what is to be done, in its order; ``report`` is called for every file from whatever thread ends it.
@@ -164,14 +183,3 @@ class LocalEngine:
             with self._lock:
                 self._held -= file.pixels
             self._places.release()
-
-    def _record(self, record: Record) -> None:
-        try:
-            self.journal.add(record)
-        except OSError as error:
-            return self._fail(error)
-        self._report(record)
-
-    def _fail(self, error: BaseException) -> None:
-        self._fatal = self._fatal or error
-        self.stop.set()

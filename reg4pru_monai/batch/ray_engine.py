@@ -15,7 +15,7 @@ from typing import Any
 from .. import __version__
 from ..files import scratch
 from .agenda import ATTEMPTS, Agenda
-from .engine import Profile
+from .engine import Engine, Profile
 from .failures import ClusterError
 from .inputs import Item
 from .journal import STATE, Journal, Record
@@ -82,7 +82,7 @@ def _enter(address: str | None) -> None:
         raise ClusterError(f"no Ray cluster answers at {address} ({error}); {advice}") from error
 
 
-class RayEngine:
+class RayEngine(Engine):
     """Segments files on the workers of a cluster; see LocalEngine, whose place it takes.
 
     Only the driver, this process, writes the journal. Ray itself repeats nothing: what a worker, an actor or a node
@@ -90,11 +90,9 @@ class RayEngine:
     """
 
     def __init__(self, work: Work, journal: Journal, plan: Plan, batch_size: int, stop: threading.Event) -> None:
-        self.work, self.journal, self.plan = copy.copy(work), journal, plan
+        super().__init__(copy.copy(work), journal, stop)
         self.work.output = work.output.absolute()  # workers are in folders of their own
-        self.batch_size, self.stop = batch_size, stop
-        self._again: list[Item] = []
-        self._fatal: BaseException | None = None
+        self.plan, self.batch_size = plan, batch_size
         self._network = 0.0
 
     def run(self, agenda: Agenda, report: Callable[[Record], None]) -> Profile:
@@ -224,17 +222,6 @@ class RayEngine:
             else:
                 return self._take(item, outcome)
         self._record(self.work.given_up(item))
-
-    def _record(self, record: Record) -> None:
-        try:
-            self.journal.add(record)
-        except OSError as error:
-            return self._fail(error)
-        self._report(record)
-
-    def _fail(self, error: BaseException) -> None:
-        self._fatal = self._fatal or error
-        self.stop.set()
 
 
 @contextmanager
