@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -107,7 +108,7 @@ class Index:
         """Take up a journal."""
         header: dict[str, Any] | None = None
         end = None
-        counts = {"done": 0, "failed": 0}
+        counts: Counter[str] = Counter()
         begun: dict[str, bool] = {}
         for line in read_lines(self._paths[number]):
             header, end = line.content.get("run", header), line.content.get("end", end)
@@ -121,7 +122,7 @@ class Index:
                     self._take(record, number, line.offset)
         if header is None:
             return
-        self.runs.append(Run(self._paths[number], header, end, **counts))
+        self.runs.append(Run(self._paths[number], header, end, counts["done"], counts["failed"]))
         if end is None and header.get("settings") == self.settings:
             for name, alone in begun.items():
                 self.cut_off[name] = self.cut_off.get(name, 0) + alone

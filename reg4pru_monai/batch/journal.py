@@ -114,6 +114,8 @@ class Line(NamedTuple):
         found = self.content.get("record")
         if not isinstance(found, dict) or found.keys() != set(Record._fields) or not isinstance(found["outputs"], dict):
             return None
+        if found["status"] not in ("done", "failed"):
+            return None
         return Record(**found)
 
 
