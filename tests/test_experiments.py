@@ -94,7 +94,7 @@ def test_what_ships_is_chosen_among_equals() -> None:
         merged = merged_configuration([TRAIN, *member.configs], member.settings).get()
         found[member.name] = merged.pop("decoder"), merged.pop("policy"), merged.pop("preset"), merged
     skip = {*POLICIES, "cropr+reg4pru", "gumbel+reg4pru"}
-    wanted = {("skip", policy, "tiny") for policy in skip}
+    wanted = {("skip", policy, "tiny_stem") for policy in skip}
     wanted |= {("eomt", policy, "tiny") for policy in ("dense", "dynamicvit", "reg4pru")}
     wanted |= {("none", "dense", name) for name in ("BasicUNet", "DynUNet")}
     assert {each[:3] for each in found.values()} == wanted

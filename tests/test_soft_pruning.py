@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from networks import Recorder, disc, small_network
+from reg4pru_monai import processes
 from reg4pru_monai.blocks import grid_positions
 from reg4pru_monai.policies import POLICIES
 from reg4pru_monai.policies.base import Decision
@@ -44,12 +45,12 @@ def test_a_threshold_of_zero_is_the_mask_of_training(
     network = small_network(policy, keep_logit=0.0).train()
     stages = iter(range(3))
 
-    def drawn(score: Tensor) -> Tensor:
+    def drawn(rows: int, *shape: int, device: torch.device) -> Tensor:
         if not noise:
-            return torch.full_like(score, 0.5)  # logistic noise of 0
-        return hashed(grid_positions(6, 10, score.device).expand(len(score), -1, -1), next(stages))
+            return torch.full((rows, *shape), 0.5)  # logistic noise of 0
+        return hashed(grid_positions(6, 10, device).expand(rows, -1, -1), next(stages))
 
-    monkeypatch.setattr(torch, "rand_like", drawn)
+    monkeypatch.setattr(processes, "uniform", drawn)
     expected, trace = network.forward_with_trace(image, step=network.draw()._replace(window=None))
     soft = network.eval().with_soft_pruning(above=0.0, noise=noise)
     found, own = soft.forward_with_trace(image)
