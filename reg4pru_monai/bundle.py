@@ -262,11 +262,12 @@ def train(
     settings: of `Tracker.start`, parameters among them. resume: true, false, or "auto": where there is something of
     this very training. Returns the metrics of the evaluation.
     """
-    if str(resume).lower() not in ("true", "false", "auto"):
+    wanted = str(resume).lower()
+    if wanted not in ("true", "false", "auto"):
         raise ConfigurationError(f"resume must be true, false or auto, got {resume!r}")
-    if str(resume).lower() == "auto":
+    if wanted == "auto":
         _take_up(state, Path(evaluation.output_dir), settings["tags"])
-    elif flag("resume", resume):
+    elif wanted == "true":
         state.resume()
     elif state.last.exists():
         raise ConfigurationError(

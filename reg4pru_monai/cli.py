@@ -3,13 +3,12 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .commands import CouldNotRun, readable
+from .commands import CouldNotRun, listed, readable
 from .comparison.command import compare
 from .evaluate_command import evaluate
 from .inspection.command import inspect
@@ -134,9 +133,9 @@ def segment(
 
     choices = {
         "threshold": threshold,
-        "outputs": tuple(_list(outputs)),
+        "outputs": tuple(listed(outputs)),
         "millimetres_per_pixel": mm_per_pixel,
-        "identifiers": tuple(_list(identifiers)),
+        "identifiers": tuple(listed(identifiers)),
         "max_pixels": max_pixels,
     }
     how: dict[str, Any] = {
@@ -230,19 +229,19 @@ def benchmark(
 
     try:
         plan = Plan(
-            policies=_list(policies),
-            keep_rates=_list(keep_rates, float, "--keep-rates"),
-            presets=_list(presets),
-            decoders=_list(decoders),
-            sizes=_list(sizes, int, "--sizes"),
-            batch_sizes=_list(batch_sizes, int, "--batch-sizes"),
-            devices=_list(device),
-            dtypes=_list(dtypes),
+            policies=listed(policies),
+            keep_rates=listed(keep_rates, float, "--keep-rates"),
+            presets=listed(presets),
+            decoders=listed(decoders),
+            sizes=listed(sizes, int, "--sizes"),
+            batch_sizes=listed(batch_sizes, int, "--batch-sizes"),
+            devices=listed(device),
+            dtypes=listed(dtypes),
             compiled=_compiled(compiled),
             stages=_blocks(stages),
             reactivate=int(reactivate) if reactivate.isdigit() else reactivate or None,
             fov=fov,
-            peers=_list(peers),
+            peers=listed(peers),
             checkpoint=checkpoint,
             repeats=repeats,
             warmup=warmup,
@@ -276,17 +275,9 @@ app.command(cls=CouldNotRun)(plan)
 app.add_typer(tracking, name="tracking")
 
 
-def _list(text: str, kind: Callable[[str], Any] = str, option: str = "") -> list[Any]:
-    """The parts of a list with commas. Raises ValueError that names the option."""
-    try:
-        return [kind(part.strip()) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ValueError(f"{option} must be numbers with commas between, got {text!r}") from None
-
-
 def _blocks(text: str) -> str | list[int] | None:
     """Stages: a name, blocks with commas, or nothing."""
-    return _list(text, int, "--stages") if text[:1].isdigit() else text or None
+    return listed(text, int, "--stages") if text[:1].isdigit() else text or None
 
 
 def _compiled(text: str) -> list[bool]:

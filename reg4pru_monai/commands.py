@@ -1,6 +1,6 @@
 """How every command of ``reg4pru`` ends where it could not run: one line, and exit status 1."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,3 +29,11 @@ def readable(*kinds: type[Exception]) -> Iterator[None]:
     except kinds as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+def listed(text: str, kind: Callable[[str], Any] = str, option: str = "") -> list[Any]:
+    """The parts of a list with commas. Raises ValueError that names the option."""
+    try:
+        return [kind(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"{option} must be numbers with commas between, got {text!r}") from None

@@ -31,7 +31,7 @@ def test_the_last_record_of_each_by_name_whatever_bytes_names_are_made_of(tmp_pa
         assert found.get("a.png") == record("a.png", size=7)
         assert found.get("other.png") is None
         assert [run.done for run in found.runs] == [5, 1, 1]
-        found.list(["a.png", "new.png", "\udcfe.png"], str(tmp_path))
+        found.expect(["a.png", "new.png", "\udcfe.png"], str(tmp_path))
         assert list(found.missing()) == ["new.png", "\udcfe.png"]
         assert (found.count(True), found.count(False), found.count_missing()) == (5, 0, 2)
 
@@ -50,7 +50,7 @@ def test_a_failure_of_a_file_that_is_gone_is_forgotten(tmp_path: Path) -> None:
     (tmp_path / "there.png").touch()
     write(tmp_path, *(record(name, "failed") for name in ("there.png", "listed.png", "gone.png")))
     with Index(tmp_path, "ours") as found:
-        found.list(["listed.png"], str(tmp_path))
+        found.expect(["listed.png"], str(tmp_path))
         assert [each.name for each in found.records()] == ["listed.png", "there.png"]
 
 

@@ -84,22 +84,22 @@ def watch(trainer: Any, validator: Any, average: Any) -> None:
 WATCH = "$test_processes.watch(@train#trainer, @validate#evaluator, @average)"
 
 
+def watched(folder: Path, photographs: Path, count: int, batch_size: int) -> Path:
+    done = launch(folder, photographs, count, [WATCH], batch_size=batch_size)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
 @pytest.fixture(scope="module")
 def one(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A training by one process with batches of four."""
-    folder = tmp_path_factory.mktemp("one")
-    done = launch(folder, photographs, 1, [WATCH], batch_size=4)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+    return watched(tmp_path_factory.mktemp("one"), photographs, 1, batch_size=4)
 
 
 @pytest.fixture(scope="module")
 def two(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same by two processes with batches of two each."""
-    folder = tmp_path_factory.mktemp("two")
-    done = launch(folder, photographs, 2, [WATCH], batch_size=2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+    return watched(tmp_path_factory.mktemp("two"), photographs, 2, batch_size=2)
 
 
 def seen_by(folder: Path, rank: int = 0) -> dict[str, Any]:

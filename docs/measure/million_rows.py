@@ -3,9 +3,8 @@
 python docs/measure/million_rows.py [--count 1000000] [--folder runs/million_rows]
 
 The photographs are a few bytes each, hard links to a hundred files, and their results are written straight into the
-journal, with the values of one real result. Each step runs in a process of its own; its
-processor time, wall time and the largest memory it held are printed. Half of the photographs are done, the rest are
-missing.
+journal, with made-up values in all columns. Each step runs in a process of its own; its processor time, wall time and
+the largest memory it held are printed. Half of the photographs are done, the rest are missing.
 """
 
 import argparse

@@ -61,7 +61,7 @@ class Index:
         found = self._database.execute("SELECT journal, start FROM last WHERE name = ?", (_key(name),)).fetchone()
         return None if found is None else self._record(*found)
 
-    def list(self, names: Iterable[str], root: str) -> None:
+    def expect(self, names: Iterable[str], root: str) -> None:
         """Say which photographs there are; forget failures of files that are neither listed nor below ``root``."""
         self._database.executemany("INSERT OR IGNORE INTO listed VALUES (?)", ((_key(name),) for name in names))
         query = "SELECT name FROM last WHERE NOT done AND name NOT IN (SELECT name FROM listed)"

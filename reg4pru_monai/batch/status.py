@@ -60,7 +60,7 @@ def read_status(output: Path) -> Iterator[Status]:
     """Read the journals of an output folder. Raises SettingsError where it is none."""
     known = read_claim(output)
     with Index(output, known.digest) as index:
-        index.list(_read_listing(output), known.root)
+        index.expect(_read_listing(output), known.root)
         ours = [run for run in index.runs if run.header.get("settings") == known.digest]
         shards = {run.header["shard"]: _shard(output, run) for run in ours}
         yield Status(index.count(True), index.count(False), index.count_missing(), list(shards.values()), index)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ..commands import readable
+from ..commands import listed, readable
 
 
 def plan(
@@ -31,7 +31,7 @@ def plan(
     from .costs import CostsError, load_costs
     from .plan import Limits, as_text, make_plan
 
-    wanted = tuple(part.strip() for part in outputs.split(",") if part.strip())
+    wanted = tuple(listed(outputs))
     with readable(CostsError, OSError, ValueError):
         if measure:
             if costs is None:

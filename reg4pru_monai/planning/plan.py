@@ -3,16 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ..batch.writers import WRITERS
 from .costs import PHOTOGRAPH, Costs, CostsError
 
-FOLDERS = {
-    "mask": "masks",
-    "probability": "probabilities",
-    "overlay": "overlays",
-    "contour": "contours",
-    "nifti": "nifti",
-}
-JOURNAL_BYTES = 1_600  # of a photograph in the journal, results.csv and report together about twice this
+FOLDERS = {name: writer.folder for name, writer in WRITERS.items()}
+JOURNAL_BYTES = 1_600  # of a photograph, as docs/measure/million_rows.py found
+ALL_STAGES = "all stages"
 
 
 class Limits(NamedTuple):
@@ -82,7 +78,7 @@ def make_plan(
         "reading and writing bytes": sum(total.values()) / limits.bytes if limits.bytes else 0.0,
     }
     bottleneck, wall = max(waits.items(), key=lambda pair: pair[1])
-    if costs.device == "cpu" and bottleneck == "all stages":
+    if bottleneck == ALL_STAGES:
         bottleneck = max(seconds, key=lambda name: seconds[name])
     read, written = total[PHOTOGRAPH], sum(total.values()) - total[PHOTOGRAPH]
     rates = {"files": files / wall, "bytes read": read / wall, "bytes written": written / wall}
@@ -92,7 +88,7 @@ def make_plan(
 def _times(seconds: Mapping[str, float], device: str, cores: int) -> dict[str, float]:
     """Seconds of a worker for each photograph, by what it waits for."""
     if device == "cpu":
-        return {"all stages": sum(seconds.values())}
+        return {ALL_STAGES: sum(seconds.values())}
     cpu = (seconds["read"] + seconds["write"]) / cores
     return {"network": seconds["network"], "read and write": cpu}
 

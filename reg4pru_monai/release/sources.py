@@ -14,15 +14,8 @@ from ..tracking_store import JOURNAL_NAME, read_journal
 from ..weights import load_checkpoint
 
 VALIDATION_FRACTION = 0.2  # of train.yaml
-_NO_FACTS = {
-    *NOT_RESULTS,
-    "dataset_dir",
-    "data",
-    "phantoms",
-    "backbone",
-    "start_from",
-    "seed",
-}  # paths, or said elsewhere
+# Paths, or said elsewhere.
+_NO_FACTS = {*NOT_RESULTS, "dataset_dir", "data", "phantoms", "backbone", "start_from", "seed"}
 _SHOWN = ("git.revision", "git.dirty", "hardware", "platform", "python")
 
 
@@ -128,7 +121,7 @@ def training_facts(source: Source, folders: Sequence[Path]) -> dict[str, Any]:
     return {
         "data_sets": [find_samples(folder).name for folder in folders],
         "parts": parts,
-        **_effort(source),
+        **_effort(source, state, records),
         "before": _before(settings.get("start_from")),
         "energy_kwh": None,  # nothing measures it
         "seed": state["configuration"].get("seed"),
@@ -138,15 +131,15 @@ def training_facts(source: Source, folders: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-def _effort(source: Source) -> dict[str, Any]:
-    """How long a training took, and how far it came."""
-    state, last = load_checkpoint(source.checkpoint), source.run / "checkpoints" / "last.pt"
+def _effort(source: Source, state: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How long a training took, and how far it came. state: its checkpoint. records: its journal."""
+    last = source.run / "checkpoints" / "last.pt"
     return {
         "epochs": state["configuration"].get("max_epochs"),
         "best_epoch": state.get("epoch"),
         "validation_ap": state.get("validation_ap"),
         "steps": load_checkpoint(last)["ema_updates"] if last.is_file() else None,
-        "seconds": training_seconds(_records(source.run)),
+        "seconds": training_seconds(records),
     }
 
 
@@ -154,11 +147,9 @@ def _before(checkpoint: str | None) -> dict[str, Any] | None:
     """The training that a checkpoint came from."""
     if checkpoint is None:
         return None
-    path = Path(checkpoint)
-    return {
-        "policy": load_checkpoint(path)["configuration"]["policy"],
-        **_effort(Source(path, path.absolute().parents[1])),
-    }
+    source = Source(Path(checkpoint), Path(checkpoint).absolute().parents[1])
+    state = load_checkpoint(source.checkpoint)
+    return {"policy": state["configuration"]["policy"], **_effort(source, state, _records(source.run))}
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
