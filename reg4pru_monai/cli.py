@@ -85,6 +85,13 @@ def segment(
     outputs: Annotated[
         str, typer.Option(help="Of mask, probability, overlay, contour, nifti, dicom-seg; with commas.")
     ] = "mask,overlay",
+    store: Annotated[
+        str | None,
+        typer.Option(help="Object storage for the outputs, such as s3://bucket/results [default: --output]."),
+    ] = None,
+    archives: Annotated[
+        bool, typer.Option("--archives", help="Outputs in tar archives of 1 GB (WebDataset), not in files.")
+    ] = False,
     threshold: Annotated[
         float | None, typer.Option(help="Probability from which a pixel is vessel [default: the network's].")
     ] = None,
@@ -137,6 +144,8 @@ def segment(
         "millimetres_per_pixel": mm_per_pixel,
         "identifiers": tuple(listed(identifiers)),
         "max_pixels": max_pixels,
+        "store": store,
+        "archives": archives,
     }
     how: dict[str, Any] = {
         "root": root,

@@ -1,6 +1,7 @@
 """Writing files so that a reader never meets a half-written one."""
 
 import csv
+import errno
 import hashlib
 import os
 import re
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -46,6 +47,20 @@ def scratch(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the folder itself may have become unusable, which the error in flight says
             beside.unlink(missing_ok=True)
+
+
+def append(file: IO[bytes], data: bytes, sync: bool = True) -> None:
+    """Append to a file that is open without a buffer, all or nothing. sync: bring it to the disk. Raises OSError."""
+    start = file.tell()
+    try:
+        if file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, "no space is left for all of what was to be written", str(file.name))
+        if sync:
+            os.fsync(file.fileno())
+    except OSError:
+        file.truncate(start)  # half a record would spoil the next one
+        file.seek(start)
+        raise
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:

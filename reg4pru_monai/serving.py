@@ -110,7 +110,7 @@ class ServedModel:
         (found,) = work.infer([prepared])
         if isinstance(found, StageError):
             raise found
-        record = work.finish(prepared, found)
+        record = work.finish(prepared, found).record
         pictures = [(work.output / path).read_bytes() for path in record.outputs]
         for path in record.outputs:
             (work.output / path).unlink()

@@ -11,8 +11,7 @@ import reg4pru_monai.batch.segment as segment_module
 from batches import segment_in_process
 from reg4pru_monai.batch.failures import StageError, WriteError
 from reg4pru_monai.batch.inputs import Item
-from reg4pru_monai.batch.journal import Record
-from reg4pru_monai.batch.work import Inferred, Prepared, Work
+from reg4pru_monai.batch.work import Finished, Inferred, Prepared, Work
 
 
 class FaultyWork(Work):
@@ -27,7 +26,7 @@ class FaultyWork(Work):
             self._fault("infer", file.item.name)
         return super().infer(files)
 
-    def finish(self, file: Prepared, found: Inferred) -> Record:
+    def finish(self, file: Prepared, found: Inferred) -> Finished:
         self._fault("finish", file.item.name)
         return super().finish(file, found)
 

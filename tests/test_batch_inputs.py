@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reg4pru_monai.batch.inputs import InputError, Item, list_inputs, shard
-from reg4pru_monai.batch.names import OutputError, output_path
+from reg4pru_monai.batch.names import OutputError, output_name, path_within
 from reg4pru_monai.files import _BESIDE
 
 
@@ -175,6 +175,11 @@ def test_a_shard_that_does_not_exist(part: tuple[int, int]) -> None:
 # --- names of results
 
 
+def output_path(output: Path, name: str, frame: int | None = None) -> Path:
+    """Of a mask."""
+    return path_within(output, output_name("masks", name, ".png", frame))
+
+
 def test_results_of_different_files_never_share_a_name(tmp_path: Path) -> None:
     found = [
         "a.jpg",
@@ -189,13 +194,13 @@ def test_results_of_different_files_never_share_a_name(tmp_path: Path) -> None:
         "\udcff.png",
     ]
     found += ["n" * 250 + ".png", "n" * 250 + ".jpg", "m" * 250 + "/a.jpg", "目" * 83 + ".png"]
-    paths = [output_path(tmp_path, "masks", name, ".png") for name in found]
+    paths = [output_path(tmp_path, name) for name in found]
     assert len(set(paths)) == len(found)
     for path in paths:
         assert path.is_relative_to(tmp_path / "masks")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")  # the file system takes it
-    assert output_path(tmp_path, "masks", "x/a.jpg", ".png") == tmp_path / "masks" / "x" / "a.jpg.png"
+    assert output_path(tmp_path, "x/a.jpg") == tmp_path / "masks" / "x" / "a.jpg.png"
     assert os.fsencode(paths[-1].name).decode("utf-8")  # not cut within a character
 
 
@@ -219,7 +224,7 @@ FOUND = st.tuples(st.lists(PART, min_size=1, max_size=3).map("/".join), st.none(
 @given(st.sets(FOUND, min_size=2, max_size=30))
 def test_no_result_lies_where_another_one_or_its_folder_does(found: set[tuple[str, int | None]]) -> None:
     output = Path("output")
-    paths = [output_path(output, "masks", name, ".png", frame) for name, frame in found]
+    paths = [output_path(output, name, frame) for name, frame in found]
     assert len(set(paths)) == len(found)
     folders = {folder for path in paths for folder in path.parents}
     # Where case does not count, results and folders still do not meet, whatever becomes of two results.
@@ -233,12 +238,12 @@ def test_no_result_lies_where_another_one_or_its_folder_does(found: set[tuple[st
 
 @pytest.mark.parametrize("name", ["a.jpg", "x.y/a.b.png", "IM/1", "1.2.840.10008.5", "~a/é.png", "study.dcm/eye~1.dcm"])
 def test_ordinary_photographs_keep_their_names(name: str) -> None:
-    assert output_path(Path("out"), "masks", name, ".png") == Path(f"out/masks/{name}.png")
+    assert output_path(Path("out"), name) == Path(f"out/masks/{name}.png")
 
 
 def test_names_that_met_before() -> None:
     def mask(name: str, frame: int | None = None) -> str:
-        return output_path(Path("out"), "masks", name, ".png", frame).relative_to("out/masks").as_posix()
+        return output_path(Path("out"), name, frame).relative_to("out/masks").as_posix()
 
     assert mask("a.png") == "a.png.png"
     assert mask("a.png.png/b.jpg") == "a.png.png~b172d6bfede57b0b/b.jpg.png"
@@ -252,4 +257,4 @@ def test_results_never_leave_the_output_folder(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out" / "masks").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OutputError, match=r"would lie outside of the output folder: a link leads to .*elsewhere"):
-        output_path(tmp_path / "out", "masks", "a.jpg", ".png")
+        output_path(tmp_path / "out", "a.jpg")

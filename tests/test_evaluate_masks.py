@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from reg4pru_monai.batch.writers import Result as Segmented
-from reg4pru_monai.batch.writers import write_probability
+from reg4pru_monai.batch.writers import encode_probability
 from reg4pru_monai.evaluate_command import evaluate
 from reg4pru_monai.evaluate_masks import evaluate_masks, pairing_name, read_groups
 from reg4pru_monai.fundus.io import write_mask
@@ -50,7 +50,8 @@ def masks(folder: Path, names: list[str], shift: int = 0) -> Path:
 def deep(path: Path, probability: np.ndarray) -> None:
     """As `reg4pru segment --outputs probability` writes it."""
     nothing = np.zeros(probability.shape, bool)
-    write_probability(path, Segmented(np.zeros((*nothing.shape, 3), np.uint8), probability, nothing, None))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_probability(Segmented(np.zeros((*nothing.shape, 3), np.uint8), probability, nothing, None)))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from reg4pru_monai import __version__
-from reg4pru_monai.batch.volumes import write_dicom_seg, write_nifti
+from reg4pru_monai.batch.volumes import encode_dicom_seg, encode_nifti
 from reg4pru_monai.fundus import FundusReadError
 
 ROWS, COLUMNS = 24, 32
@@ -43,9 +43,8 @@ def test_segmentation_of_a_photograph(tmp_path: Path, photograph: Path) -> None:
     import highdicom
     import pydicom
 
-    write_dicom_seg(tmp_path / "new" / "seg.dcm", photograph, MASKS[:1], *DIGESTS)
-    found, source = pydicom.dcmread(tmp_path / "new" / "seg.dcm"), pydicom.dcmread(photograph)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["seg.dcm"]
+    (tmp_path / "seg.dcm").write_bytes(encode_dicom_seg(photograph, MASKS[:1], *DIGESTS))
+    found, source = pydicom.dcmread(tmp_path / "seg.dcm"), pydicom.dcmread(photograph)
     np.testing.assert_array_equal(found.pixel_array, MASKS[0])
     assert (found.Rows, found.Columns, int(found.NumberOfFrames)) == (ROWS, COLUMNS, 1)
     assert (found.Modality, found.SegmentationType) == ("SEG", "BINARY")
@@ -54,7 +53,7 @@ def test_segmentation_of_a_photograph(tmp_path: Path, photograph: Path) -> None:
     assert found.SeriesInstanceUID != source.SeriesInstanceUID
     assert found.SOPInstanceUID != source.SOPInstanceUID
     assert found.PatientOrientation == ""
-    segment = highdicom.seg.segread(tmp_path / "new" / "seg.dcm").get_segment_description(1)
+    segment = highdicom.seg.segread(tmp_path / "seg.dcm").get_segment_description(1)
     assert segment.segment_label == "Retinal blood vessel"
     assert segment.segmented_property_type.value == "59820001"
     assert segment.segmented_property_category.value == "91723000"
@@ -71,7 +70,7 @@ def test_segmentation_refers_to_its_source(tmp_path: Path, photograph: Path, seq
     import pydicom
 
     for path, frames in ((photograph, [None]), (sequence, [1, 2, 3])):
-        write_dicom_seg(tmp_path / "seg", path, MASKS[: len(frames)], *DIGESTS)
+        (tmp_path / "seg").write_bytes(encode_dicom_seg(path, MASKS[: len(frames)], *DIGESTS))
         found, source = pydicom.dcmread(tmp_path / "seg"), pydicom.dcmread(path)
         (series,) = found.ReferencedSeriesSequence
         assert series.SeriesInstanceUID == source.SeriesInstanceUID
@@ -88,7 +87,7 @@ def test_segmentation_refers_to_its_source(tmp_path: Path, photograph: Path, seq
 def test_segmentation_of_many_frames(tmp_path: Path, sequence: Path) -> None:
     import highdicom
 
-    write_dicom_seg(tmp_path / "seg", sequence.read_bytes(), list(MASKS), *DIGESTS)
+    (tmp_path / "seg").write_bytes(encode_dicom_seg(sequence.read_bytes(), list(MASKS), *DIGESTS))
     found = highdicom.seg.segread(tmp_path / "seg")
     np.testing.assert_array_equal(found.pixel_array, MASKS)
     source = found.SourceImageSequence[0].ReferencedSOPInstanceUID
@@ -103,9 +102,9 @@ def test_empty_masks_are_frames_too(tmp_path: Path, sequence: Path) -> None:
     import pydicom
 
     masks = MASKS * np.array([True, False, True])[:, None, None]
-    write_dicom_seg(tmp_path / "seg", sequence, masks, *DIGESTS)
+    (tmp_path / "seg").write_bytes(encode_dicom_seg(sequence, masks, *DIGESTS))
     np.testing.assert_array_equal(pydicom.dcmread(tmp_path / "seg").pixel_array, masks)
-    write_dicom_seg(tmp_path / "seg", sequence, masks & False, *DIGESTS)
+    (tmp_path / "seg").write_bytes(encode_dicom_seg(sequence, masks & False, *DIGESTS))
     assert not pydicom.dcmread(tmp_path / "seg").pixel_array.any()
 
 
@@ -115,8 +114,7 @@ def test_the_same_run_writes_the_same_bytes(tmp_path: Path, sequence: Path, monk
     import highdicom.base
 
     def written(*digests: str) -> bytes:
-        write_dicom_seg(tmp_path / "seg", sequence, MASKS, *digests)
-        return (tmp_path / "seg").read_bytes()
+        return encode_dicom_seg(sequence, MASKS, *digests)
 
     class Later(datetime.datetime):
         @classmethod
@@ -135,7 +133,7 @@ def test_identifiers_follow_source_weights_and_settings(tmp_path: Path, dicoms: 
 
     def identifiers(instance: str, *digests: str) -> tuple[str, str]:
         source = dicoms.native(tmp_path / "source", dicoms.RGB, SOPInstanceUID=instance)
-        write_dicom_seg(tmp_path / "seg", source, MASKS[:1], *digests)
+        (tmp_path / "seg").write_bytes(encode_dicom_seg(source, MASKS[:1], *digests))
         found = pydicom.dcmread(tmp_path / "seg")
         return found.SeriesInstanceUID, found.SOPInstanceUID
 
@@ -156,7 +154,7 @@ def test_sources_without_patient_and_dates(tmp_path: Path, dicoms: Any) -> None:
     for keyword in ("AccessionNumber", "ReferringPhysicianName", "PixelSpacing"):
         delattr(bare, keyword)
     bare.PixelData = dicoms.RGB.tobytes()
-    write_dicom_seg(tmp_path / "seg", dicoms.save(tmp_path / "a", bare), MASKS[:1], *DIGESTS)
+    (tmp_path / "seg").write_bytes(encode_dicom_seg(dicoms.save(tmp_path / "a", bare), MASKS[:1], *DIGESTS))
     found = pydicom.dcmread(tmp_path / "seg")
     assert not found.PatientName
     assert "PixelMeasuresSequence" not in found.SharedFunctionalGroupsSequence[0]
@@ -167,29 +165,28 @@ def test_sources_of_unknown_class(tmp_path: Path, dicoms: Any) -> None:
     import pydicom
 
     source = dicoms.native(tmp_path / "a", dicoms.RGB, SOPClassUID="1.2.3.4.5")
-    write_dicom_seg(tmp_path / "seg", source, MASKS[:1], *DIGESTS)
+    (tmp_path / "seg").write_bytes(encode_dicom_seg(source, MASKS[:1], *DIGESTS))
     assert pydicom.dcmread(tmp_path / "seg").SourceImageSequence[0].ReferencedSOPClassUID == "1.2.3.4.5"
 
 
 def test_what_no_segmentation_can_be_made_of(tmp_path: Path, dicoms: Any, photograph: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(200))
     with pytest.raises(ValueError, match=r"a\.png: is not DICOM, and a DICOM segmentation needs a DICOM photograph"):
-        write_dicom_seg(tmp_path / "seg", tmp_path / "a.png", MASKS[:1], *DIGESTS)
+        encode_dicom_seg(tmp_path / "a.png", MASKS[:1], *DIGESTS)
     with pytest.raises(ValueError, match="the source: is not DICOM"):
-        write_dicom_seg(tmp_path / "seg", b"\xff\xd8\xff", MASKS[:1], *DIGESTS)
+        encode_dicom_seg(b"\xff\xd8\xff", MASKS[:1], *DIGESTS)
     with pytest.raises(FundusReadError, match="absent: cannot be opened: No such file"):
-        write_dicom_seg(tmp_path / "seg", tmp_path / "absent", MASKS[:1], *DIGESTS)
+        encode_dicom_seg(tmp_path / "absent", MASKS[:1], *DIGESTS)
     for masks, found in ((MASKS, r"3 of \(24, 32\)"), ([], "0 of "), (MASKS[:1, :-1], r"1 of \(23, 32\)")):
         with pytest.raises(
             ValueError, match=rf"masks must be 1 of \(24, 32\) as the frames of their source, got {found}"
         ):
-            write_dicom_seg(tmp_path / "seg", photograph, masks, *DIGESTS)
+            encode_dicom_seg(photograph, masks, *DIGESTS)
     with pytest.raises(ValueError, match=r"mask must be \(H, W\) bool, got \(24, 32\) uint8"):
-        write_dicom_seg(tmp_path / "seg", photograph, MASKS[:1].astype(np.uint8), *DIGESTS)
+        encode_dicom_seg(photograph, MASKS[:1].astype(np.uint8), *DIGESTS)
     bare = dicoms.native(tmp_path / "bare", dicoms.RGB, StudyInstanceUID="")
     with pytest.raises(ValueError, match="bare: a DICOM segmentation needs its StudyInstanceUID, which it lacks"):
-        write_dicom_seg(tmp_path / "seg", bare, MASKS[:1], *DIGESTS)
-    assert not (tmp_path / "seg").exists()
+        encode_dicom_seg(bare, MASKS[:1], *DIGESTS)
 
 
 def test_no_error_names_the_patient(tmp_path: Path, dicoms: Any, capfd: pytest.CaptureFixture[str]) -> None:
@@ -198,30 +195,28 @@ def test_no_error_names_the_patient(tmp_path: Path, dicoms: Any, capfd: pytest.C
     broken = whole.replace(b"CS\x02\0F ", b"CS\x02\0GE")  # the sex
     assert broken != whole
     with pytest.raises(ValueError, match="no DICOM segmentation can be made of this source") as refused:
-        write_dicom_seg(tmp_path / "seg", broken, MASKS[:1], *DIGESTS)
+        encode_dicom_seg(broken, MASKS[:1], *DIGESTS)
     said = "".join(traceback.format_exception(refused.value)) + "".join(capfd.readouterr())
     assert dicoms.SECRET not in said
     assert "GE" not in str(refused.value)
     frames = dicoms.native(tmp_path / "c", dicoms.RGB, NumberOfFrames=100000).read_bytes()
     with pytest.raises(FundusReadError, match=r"it is truncated or damaged.* \(ValueError\)") as refused:
-        write_dicom_seg(tmp_path / "seg", frames.replace(b"100000", dicoms.SECRET.encode()), MASKS[:1], *DIGESTS)
+        encode_dicom_seg(frames.replace(b"100000", dicoms.SECRET.encode()), MASKS[:1], *DIGESTS)
     assert dicoms.SECRET not in "".join(traceback.format_exception(refused.value))
     name = dicoms.native(tmp_path / "b", dicoms.RGB, PatientName=dicoms.SECRET)  # highdicom finds it suspicious
-    write_dicom_seg(tmp_path / "seg", name, MASKS[:1], *DIGESTS)
+    (tmp_path / "seg").write_bytes(encode_dicom_seg(name, MASKS[:1], *DIGESTS))
     assert dicoms.SECRET not in "".join(capfd.readouterr())
 
 
 def test_without_highdicom(tmp_path: Path, photograph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "highdicom", None)
     with pytest.raises(ValueError, match=r'need highdicom: pip install "reg4pru-monai\[dicom\]"'):
-        write_dicom_seg(tmp_path / "seg", photograph, MASKS[:1], *DIGESTS)
+        encode_dicom_seg(photograph, MASKS[:1], *DIGESTS)
 
 
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_nifti(tmp_path: Path, suffix: str) -> None:
-    write_nifti(tmp_path / "new" / f"a.b{suffix}", MASKS[0], (0.02, 0.01))
-    image = nib.load(tmp_path / "new" / f"a.b{suffix}")
-    assert [path.name for path in (tmp_path / "new").iterdir()] == [f"a.b{suffix}"]
+def test_nifti(tmp_path: Path) -> None:
+    (tmp_path / "a.b.nii.gz").write_bytes(encode_nifti(MASKS[0], (0.02, 0.01)))
+    image = nib.load(tmp_path / "a.b.nii.gz")
     assert image.shape == (COLUMNS, ROWS, 1)
     assert image.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(np.asarray(image.dataobj)[..., 0].T, MASKS[0])
@@ -235,23 +230,21 @@ def test_nifti(tmp_path: Path, suffix: str) -> None:
 
 
 def test_nifti_without_a_scale(tmp_path: Path) -> None:
-    write_nifti(tmp_path / "a.nii.gz", MASKS[0])
+    (tmp_path / "a.nii.gz").write_bytes(encode_nifti(MASKS[0]))
     image = nib.load(tmp_path / "a.nii.gz")
     assert image.header.get_xyzt_units()[0] == "unknown"
     np.testing.assert_allclose(image.header.get_zooms(), 1)
 
 
-def test_nifti_is_gzipped_and_the_same_every_time(tmp_path: Path) -> None:
-    for name in ("a.nii.gz", "b.nii.gz"):
-        write_nifti(tmp_path / name, MASKS[0])
-    data = (tmp_path / "a.nii.gz").read_bytes()
-    assert data == (tmp_path / "b.nii.gz").read_bytes()
+def test_nifti_is_gzipped_and_the_same_every_time() -> None:
+    data = encode_nifti(MASKS[0])
+    assert data == encode_nifti(MASKS[0])
     assert data[4:8] == bytes(4)  # no date
     assert gzip.decompress(data)[344:347] == b"n+1"
 
 
-def test_what_nifti_cannot_hold(tmp_path: Path) -> None:
+def test_what_nifti_cannot_hold() -> None:
     with pytest.raises(ValueError, match=r"mask must be \(H, W\) bool, got \(3, 24, 32\) bool"):
-        write_nifti(tmp_path / "a.nii", MASKS)
+        encode_nifti(MASKS)
     with pytest.raises(ValueError, match=r"NIfTI holds at most 32767 pixels a side, got \(32768, 1\)"):
-        write_nifti(tmp_path / "a.nii", np.zeros((32768, 1), bool))
+        encode_nifti(np.zeros((32768, 1), bool))

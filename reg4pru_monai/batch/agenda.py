@@ -11,6 +11,7 @@ from .index import Index
 from .inputs import Item
 from .journal import Record
 from .settings import SettingsError
+from .store import Store
 
 ATTEMPTS = 3  # a file is given up when the process ended so often while it worked on nothing else
 
@@ -41,14 +42,14 @@ def make_agenda(index: Index, items: Sequence[Item], moved: bool) -> Agenda:
 
     Raises SettingsError where a name belongs to the result of another photograph.
     """
-    output, ended = index.output, index.cut_off
+    ended = index.cut_off
     if moved:
         _check_same(index, items)
     agenda = Agenda([], [], [])
     again: list[Item] = []
     for item in items:
         record = index.get(item.name)
-        if is_done(output, item, record):
+        if is_done(index.store, item, record):
             continue
         if ended.get(item.name, 0) >= ATTEMPTS:
             agenda.given_up.append(item)
@@ -60,7 +61,7 @@ def make_agenda(index: Index, items: Sequence[Item], moved: bool) -> Agenda:
     return agenda
 
 
-def is_done(output: Path, item: Item, record: Record | None) -> bool:
+def is_done(store: Store, item: Item, record: Record | None) -> bool:
     """Whether there is a result of this very file. A file that changed, or whose output is gone, is done again."""
     if record is None or record.status != "done":
         return False
@@ -70,7 +71,7 @@ def is_done(output: Path, item: Item, record: Record | None) -> bool:
         return False
     if (status.st_size, status.st_mtime_ns) != (record.size, record.mtime_ns):
         return False
-    return record.is_whole(output)
+    return store.holds(record.outputs)
 
 
 def _ended_process(record: Record | None) -> bool:

@@ -3,9 +3,10 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from types import MappingProxyType
 from typing import NamedTuple
 
 from .agenda import Agenda
@@ -39,9 +40,9 @@ class Engine:
         self._fatal: BaseException | None = None
         self._report: Callable[[Record], None] = lambda _: None
 
-    def _record(self, record: Record) -> None:
+    def _record(self, record: Record, archived: Mapping[str, bytes] = MappingProxyType({})) -> None:
         try:
-            self.journal.add(record)
+            self.journal.add(record, archived)
         except OSError as error:
             return self._fail(error)
         self._report(record)
@@ -116,10 +117,10 @@ class LocalEngine(Engine):
             found = self.work.infer([file])[0]
             if isinstance(found, StageError):
                 raise found
-            record = self.work.finish(file, found)
+            finished = self.work.finish(file, found)
         except StageError as error:
-            record = self.work.failed(item, error)
-        self._record(record)
+            return self._record(self.work.failed(item, error))
+        self._record(*finished)
 
     def _batches(
         self, readers: ThreadPoolExecutor, items: Sequence[Item]
@@ -174,7 +175,7 @@ class LocalEngine(Engine):
         try:
             if isinstance(found, StageError):
                 raise found
-            self._record(self.work.finish(file, found))
+            self._record(*self.work.finish(file, found))
         except StageError as error:
             self._failed(file.item, error)
         except BaseException as error:  # a thread of its own: nobody else would hear of it

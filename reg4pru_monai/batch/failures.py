@@ -64,17 +64,18 @@ class WriteError(OSError):
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an OSError of what is done within say which path cannot be written: WriteError."""
+def naming(path: Path | str, kinds: type[Exception] = OSError) -> Iterator[None]:
+    """Let an error of what is done within say which path cannot be written: WriteError. kinds: of errors."""
     try:
         yield
     except WriteError:
         raise
-    except OSError as error:
+    except kinds as error:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise WriteError(
-            error.errno,
-            f"{path} cannot be written: {error.strerror or error}; make room for it or mend that, then give the same "
-            "command again: results are kept",
+            getattr(error, "errno", None),
+            f"{path} cannot be written: {why}; make room for it or mend that, then give the same command again: "
+            "results are kept",
         ) from error
 
 

@@ -8,15 +8,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..files import is_leftover
+from .archives import ARCHIVES
 from .journal import STATE
 from .locks import locked
 from .names import OutputError
 from .settings import is_claimed
-from .writers import SEGMENTATIONS, WRITERS
+from .writers import PLACES
 
 logger = logging.getLogger(__name__)
 
-FOLDERS = (*(writer.folder for writer in WRITERS.values()), SEGMENTATIONS)
+FOLDERS = (*(folder for folder, _ in PLACES.values()), ARCHIVES)
 TABLES = ("results.csv", "results.parquet", "errors.csv", "run.json", "report.html")
 
 

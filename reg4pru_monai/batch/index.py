@@ -10,7 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from .archives import is_archive
 from .journal import Record, Run, journals, read_lines
+from .store import FolderStore, Store
 
 _FILES = 64  # journals held open
 _TABLES = """
@@ -26,15 +28,17 @@ class Index:
     A failure does not undo an earlier result of the same file, as long as that is still there; a file that could not
     be reached (size 0, time 0) may be the same. runs: every journal, of other settings too, the oldest first. cut_off:
     names of the photographs that were being worked on when a process ended without a word, and how often that
-    happened, since their last record, with nothing else at work.
+    happened, since their last record, with nothing else at work. unfinished: runs that ended so, with how many bytes
+    of their archives count. store: where outputs are (default: the output folder).
 
     A temporary SQLite database holds where each record stands; it moves to the disk when it grows.
     """
 
-    def __init__(self, output: Path, settings: str) -> None:
-        self.output, self.settings = output, settings
+    def __init__(self, output: Path, settings: str, store: Store | None = None) -> None:
+        self.output, self.settings, self.store = output, settings, store or FolderStore(output)
         self.runs: list[Run] = []
         self.cut_off: dict[str, int] = {}
+        self.unfinished: list[tuple[Run, dict[str, int]]] = []
         self._paths = journals(output)
         self._files: dict[int, IO[bytes]] = {}
         self._database = sqlite3.connect("", isolation_level=None)
@@ -110,12 +114,14 @@ class Index:
         end = None
         counts: Counter[str] = Counter()
         begun: dict[str, bool] = {}
+        ends: dict[str, int] = {}
         for line in read_lines(self._paths[number]):
             header, end = line.content.get("run", header), line.content.get("end", end)
             if "begun" in line.content:
                 begun[line.content["begun"]] = bool(line.content.get("alone"))
             elif (record := line.record) is not None:
                 counts[record.status] += 1
+                ends |= {name: size for name, size in record.outputs.items() if is_archive(name)}
                 begun.pop(record.name, None)
                 self.cut_off.pop(record.name, None)
                 if header is not None and header.get("settings") == self.settings:
@@ -123,6 +129,8 @@ class Index:
         if header is None:
             return
         self.runs.append(Run(self._paths[number], header, end, counts["done"], counts["failed"]))
+        if end is None:
+            self.unfinished.append((self.runs[-1], ends))
         if end is None and header.get("settings") == self.settings:
             for name, alone in begun.items():
                 self.cut_off[name] = self.cut_off.get(name, 0) + alone
@@ -139,7 +147,7 @@ class Index:
         found = self._database.execute(query, (_key(failure.name),)).fetchone()
         if found is None or not found[0] or (failure.size, failure.mtime_ns) not in (found[1:3], (0, 0)):
             return False
-        return self._record(*found[3:]).is_whole(self.output)
+        return self.store.holds(self._record(*found[3:]).outputs)
 
 
 _MISSING = "FROM listed WHERE name NOT IN (SELECT name FROM last)"

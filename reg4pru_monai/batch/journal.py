@@ -12,9 +12,11 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ..files import sync_folder
+from ..files import append, sync_folder
+from .archives import Archives
 
 STATE = ".reg4pru"
 
@@ -23,8 +25,8 @@ class Record(NamedTuple):
     """The line of one photograph.
 
     status: "done" or "failed". size, mtime_ns: of the file, by which a change is noticed. rows: of results.csv, one for
-    each frame. error: row of errors.csv, or None. outputs: sizes in bytes of the files written, by their paths relative
-    to the output folder.
+    each frame. error: row of errors.csv, or None. outputs: sizes in bytes of the files written, by their names in the
+    store; of an archive, where the photograph's files end in it.
     """
 
     name: str
@@ -34,13 +36,6 @@ class Record(NamedTuple):
     rows: list[dict[str, Any]]
     error: dict[str, Any] | None
     outputs: dict[str, int]
-
-    def is_whole(self, output: Path) -> bool:
-        """Whether all that was written is still in the output folder, with its size."""
-        try:
-            return all(os.stat(output / path).st_size == size for path, size in self.outputs.items())
-        except OSError:
-            return False
 
 
 class Journal:
@@ -52,7 +47,8 @@ class Journal:
         self.path = folder / f"{time.time_ns():020}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"  # by age when sorted
         self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115  # kept open for the run
         sync_folder(folder)
-        self._lock = threading.Lock()
+        self._archives = Archives(output, self.path.stem)
+        self._lock = threading.RLock()
         self._write({"run": {"host": socket.gethostname(), "pid": os.getpid(), **header}})
 
     def begin(self, name: str, alone: bool) -> None:
@@ -62,13 +58,19 @@ class Journal:
         """
         self._write({"begun": name, "alone": alone}, sync=False)
 
-    def add(self, record: Record) -> None:
-        """Append the line of a photograph; it is on disk when this returns. Raises OSError."""
-        self._write({"record": record._asdict()})
+    def add(self, record: Record, archived: Mapping[str, bytes] = MappingProxyType({})) -> None:
+        """Append the line of a photograph; it is on disk when this returns. Raises OSError.
+
+        archived: files of the photograph that go into an archive first.
+        """
+        with self._lock:  # in one order in both, so that what a kill leaves over is at the archive's end
+            outputs = self._archives.add(archived) if archived else record.outputs
+            self._write({"record": record._replace(outputs=outputs)._asdict()})
 
     def close(self, **summary: Any) -> None:
-        """Append how the run ended, and close the file."""
+        """Append how the run ended, and close the file. Raises OSError."""
         try:
+            self._archives.close()
             self._write({"end": summary})
         finally:
             self._file.close()
@@ -76,17 +78,7 @@ class Journal:
     def _write(self, line: Mapping[str, Any], sync: bool = True) -> None:
         data = json.dumps(line, allow_nan=False).encode() + b"\n"  # ASCII, so that any file name survives
         with self._lock:
-            start = self._file.tell()
-            try:
-                written = self._file.write(data)
-                if written != len(data):
-                    raise OSError(28, "the line could be written in part only: no space left")
-                if sync:
-                    os.fsync(self._file.fileno())
-            except OSError:
-                self._file.truncate(start)  # half a line would swallow the next one
-                self._file.seek(start)
-                raise
+            append(self._file, data, sync)
 
 
 class Run(NamedTuple):

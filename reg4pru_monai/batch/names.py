@@ -16,18 +16,22 @@ class OutputError(OSError):
     """An output that cannot be written where it belongs."""
 
 
-def output_path(output: Path, kind: str, name: str, suffix: str, frame: int | None = None) -> Path:
-    """``output/kind/name + suffix``, e.g. masks/left/eye.jpg.png; with a frame, masks/left/eye.dcm~frames/2.png.
+def output_name(kind: str, name: str, suffix: str, frame: int | None = None) -> str:
+    """``kind/name + suffix``, e.g. masks/left/eye.jpg.png; with a frame, masks/left/eye.dcm~frames/2.png.
 
     Different names and frames give different paths, none of which is a folder of another one: the suffix is added to
     the whole name, so that a.jpg and a.png differ, and a part of a path that is too long for a file system, a folder
     that ends like a result, and a part that looks like a name made here are given a hash of the whole as their end.
-    Raises OutputError where links inside the output folder lead out of it.
     """
     *folders, last = name.split("/")
     parts = [_part(folder, taken=folder.lower().endswith(suffix)) for folder in folders]
     parts += [_part(last) + suffix] if frame is None else [_part(last) + _FRAMES, f"{frame}{suffix}"]
-    path = Path(output, kind, *parts)
+    return "/".join((kind, *parts))
+
+
+def path_within(output: Path, name: str) -> Path:
+    """The path of a name in the output folder. Raises OutputError where links inside of it lead out of it."""
+    path = output / name
     parent = os.path.realpath(path.parent)
     if os.path.commonpath((parent, os.path.realpath(output))) != os.path.realpath(output):
         raise OutputError(f"{path} would lie outside of the output folder: a link leads to {parent}; remove the link")

@@ -200,7 +200,7 @@ class RayEngine(Engine):
         elif outcome.again:
             self._again.append(item)
         else:
-            self._record(outcome.record)
+            self._record(outcome.record, outcome.archived or {})
 
     def _alone(self, item: Item) -> None:
         """One file and nothing beside it. A file whose worker dies each time is given up."""

@@ -20,19 +20,21 @@ from ..runtime import select_device
 from .failures import DeviceError, StageError, WriteError, is_out_of_memory
 from .inputs import Item
 from .journal import Record
-from .work import Inferred, Prepared, Work
+from .work import Finished, Inferred, Prepared, Work
 
 # Photographs differ in shape, so they travel as bytes. large: those of a file may be more than 2 GiB.
 _SCHEMA = pa.schema([("index", pa.int64()), ("content", pa.large_binary())])
 
 
 class Outcome(NamedTuple):
-    """What became of a file. record: its line. again: memory ran out, which it may not if tried alone.
+    """What became of a file. record: its line. archived: as in Finished.
 
-    fatal: no other file would fare better: an error to raise. network: seconds that the network took.
+    again: memory ran out, which it may not if tried alone. fatal: no other file would fare better: an error to raise.
+    network: seconds that the network took.
     """
 
     record: Record | None = None
+    archived: dict[str, bytes] | None = None
     again: bool = False
     fatal: Exception | None = None
     network: float = 0.0
@@ -166,8 +168,8 @@ class Writer(Worker):
     def step(self, rows: Sequence[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         """What the network says -> outcomes."""
         for index, (file, found) in rows:
-            record = _guarded(self.work, file.item, partial(self.work.finish, file, found))
-            yield index, record if isinstance(record, Outcome) else Outcome(record, network=found.seconds)
+            done = _guarded(self.work, file.item, partial(self.work.finish, file, found))
+            yield index, done if isinstance(done, Outcome) else _outcome(done, found)
 
 
 def _prepare(work: Work, item: Item) -> Prepared:
@@ -195,11 +197,15 @@ def alone(work: Work, item: Item, gpus: float, threads: int) -> Outcome:
         found = work.infer([file])[0]
         if isinstance(found, StageError):
             raise found
-        return Outcome(work.finish(file, found), network=found.seconds)
+        return _outcome(work.finish(file, found), found)
     except StageError as error:
         return Outcome(work.failed(item, error))
     except Exception as error:
         return Outcome(fatal=_plain(error))
+
+
+def _outcome(finished: Finished, found: Inferred) -> Outcome:
+    return Outcome(finished.record, finished.archived, network=found.seconds)
 
 
 def agenda_rows(path: Path, items: Sequence[Item], size: int) -> list[dict[str, Any]]:

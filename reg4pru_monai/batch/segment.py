@@ -20,11 +20,12 @@ import torch
 from ..inference import Pipeline
 from ..runtime import device_name
 from .agenda import Agenda, make_agenda
+from .archives import repair
 from .engine import LocalEngine, Profile
 from .failures import WriteError
-from .folder import check_output, put_aside, sweep
+from .folder import TABLES, check_output, put_aside, sweep
 from .index import Index
-from .inputs import Item, Listing, counted, list_inputs, shard
+from .inputs import Item, Listing, counted, list_inputs, parse_shard, shard
 from .journal import Journal, Record
 from .locks import check_other_shards, lock_name, locked
 from .measurements import warm_up
@@ -32,6 +33,7 @@ from .ray_plan import RayOptions
 from .reports import versions, write_reports
 from .settings import Settings, SettingsError, check_claim, claim, is_claimed, read_claim, set_root
 from .status import save_listing
+from .store import ObjectStore, store_of
 from .work import Work
 
 logger = logging.getLogger(__name__)
@@ -106,6 +108,8 @@ def segment_photographs(
     threading.Thread(target=warm_up, daemon=True).start()
     output = Path(output)
     _check(workers, batch_size, limit, overwrite, part, parquet)
+    if overwrite and settings.store is not None:
+        raise SettingsError("--overwrite cannot put aside what is on object storage: give another --store")
     listing = list_inputs(inputs, output, _root(output) if root is None and not overwrite else root)
     items = shard(listing.items, *part)
     check_output(output)
@@ -117,8 +121,12 @@ def segment_photographs(
         if overwrite:
             put_aside(output, own)
         moved = claim(output, settings, listing.root).root != listing.root
-        with Index(output, settings.digest) as index:
+        store = store_of(output, settings.store)
+        if isinstance(store, ObjectStore):
+            store.claim(settings)
+        with Index(output, settings.digest, store) as index:
             agenda = make_agenda(index, items, moved)
+            _repair(output, index, part)
         if moved:
             set_root(output, settings, listing.root)
         save_listing(output, (item.name for item in listing.items))
@@ -129,6 +137,8 @@ def segment_photographs(
             header = {"bundle": bundle, "shard": f"{part[0]}/{part[1]}", **how, "batch_size": batch_size}
             _run(start, work, agenda.limited(limit), summary, header, stop, progress)
             write_reports(output, listing, settings, parquet)
+            if isinstance(store, ObjectStore):
+                store.publish(output, TABLES)
             sweep(output)
     return summary
 
@@ -137,8 +147,16 @@ def _planned(output: Path, items: Sequence[Item], settings: Settings, root: str,
     """What a run would do. Raises what it would raise before its first photograph."""
     if overwrite or not is_claimed(output):
         return Agenda(list(items), [], [])
-    with Index(output, settings.digest) as index:
+    with Index(output, settings.digest, store_of(output, settings.store)) as index:
         return make_agenda(index, items, check_claim(output, settings).root != root)
+
+
+def _repair(output: Path, index: Index, part: tuple[int, int]) -> None:
+    """Finish the archives of runs that were killed: those of this shard, and of no other that may be at work."""
+    for run, ends in index.unfinished:
+        number, count = parse_shard(run.header["shard"])
+        if number == part[0] or count != part[1]:
+            repair(output, run.path.stem, ends)
 
 
 def _root(output: Path) -> str | None:

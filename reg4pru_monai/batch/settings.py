@@ -32,7 +32,8 @@ class Settings:
     weights: digest of the network's weights. network: architecture and what is pruned. preprocessing: diameter (px),
     normalization and rim (share of the diameter). window: side (px, None for the whole image), overlap (fraction),
     flips. threshold: in (0, 1). outputs: names of OUTPUTS. millimetres_per_pixel: of the photographs, or None.
-    identifiers: DICOM keywords that name a row. max_pixels: larger photographs are refused.
+    identifiers: DICOM keywords that name a row. max_pixels: larger photographs are refused. store: URL of the object
+    storage that outputs go to, or None. archives: whether they go into tar archives.
     """
 
     weights: str
@@ -44,6 +45,8 @@ class Settings:
     millimetres_per_pixel: float | None = None
     identifiers: tuple[str, ...] = ()
     max_pixels: int = 150_000_000
+    store: str | None = None
+    archives: bool = False
     version: str = __version__
 
     def __post_init__(self) -> None:
@@ -61,13 +64,20 @@ class Settings:
             )
         if self.max_pixels < 1:
             raise SettingsError(f"max_pixels must be at least 1, got {self.max_pixels}")
+        if self.store is not None and self.archives:
+            raise SettingsError("--archives are written into the output folder: give them without --store")
+        if self.store is not None and "://" not in self.store:
+            raise SettingsError(
+                f"--store must be the URL of object storage, such as s3://bucket/results, got {self.store}"
+            )
         check_identifiers(self.identifiers)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they come back from JSON; without max_pixels, which changes no result."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         del values["max_pixels"]
-        return values
+        # Without them the digest is that of folders made before there were any.
+        return {key: value for key, value in values.items() if value or key not in ("store", "archives")}
 
     @property
     def digest(self) -> str:

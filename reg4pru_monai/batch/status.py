@@ -12,6 +12,7 @@ from .index import Index
 from .journal import STATE, Run
 from .locks import is_locked, lock_name
 from .settings import read_claim
+from .store import store_of
 
 _LISTING = "listing.jsonl.gz"
 
@@ -59,7 +60,7 @@ def save_listing(output: Path, names: Iterable[str]) -> None:
 def read_status(output: Path) -> Iterator[Status]:
     """Read the journals of an output folder. Raises SettingsError where it is none."""
     known = read_claim(output)
-    with Index(output, known.digest) as index:
+    with Index(output, known.digest, store_of(output, known.settings.get("store"))) as index:
         index.expect(_read_listing(output), known.root)
         ours = [run for run in index.runs if run.header.get("settings") == known.digest]
         shards = {run.header["shard"]: _shard(output, run) for run in ours}

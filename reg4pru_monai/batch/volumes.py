@@ -12,7 +12,6 @@ import nibabel as nib
 import numpy as np
 
 from .. import __version__
-from ..files import replacing
 from ..fundus.io import FundusReadError
 from .dicom import INSTALL, is_dicom, pixel_spacing, read_header, silence, without_values
 
@@ -36,14 +35,10 @@ _SINGLE_FRAME = "1.2.840.10008.5.1.4.1.1.77.1.4"  # VL Photographic Image Storag
 _MAX_NIFTI = 32767  # sizes are 16-bit in NIfTI-1
 
 
-def write_dicom_seg(
-    path: str | os.PathLike[str],
-    source: bytes | str | os.PathLike[str],
-    masks: Sequence[np.ndarray],
-    weights_digest: str,
-    settings_digest: str,
-) -> None:
-    """Write a DICOM Segmentation (BINARY, one segment, one frame per frame of the source), complete or not at all.
+def encode_dicom_seg(
+    source: bytes | str | os.PathLike[str], masks: Sequence[np.ndarray], weights_digest: str, settings_digest: str
+) -> bytes:
+    """A DICOM Segmentation: BINARY, one segment, one frame per frame of the source.
 
     source: the DICOM photograph, its bytes or its path; patient and study are copied from it, as the standard demands.
     masks: (H, W) bool, one for each frame of the source.
@@ -64,35 +59,30 @@ def write_dicom_seg(
         segmentation.save_as(stream, enforce_file_format=True)
     except Exception as error:  # their messages quote the data set
         raise ValueError(
-            f"{path}: no DICOM segmentation can be made of this source ({type(error).__name__}); check that its "
-            "patient and study elements are valid"
+            f"no DICOM segmentation can be made of this source ({type(error).__name__}); check that its patient and "
+            "study elements are valid"
         ) from None
-    with replacing(path) as beside:
-        beside.write_bytes(stream.getvalue())
+    return stream.getvalue()
 
 
-def write_nifti(
-    path: str | os.PathLike[str], mask: np.ndarray, millimetres_per_pixel: tuple[float, float] | None = None
-) -> None:
-    """Write mask (H, W) bool as NIfTI-1 (W, H, 1) uint8 of 0 and 1, gzipped for .nii.gz, complete or not at all.
+def encode_nifti(mask: np.ndarray, millimetres_per_pixel: tuple[float, float] | None = None) -> bytes:
+    """Mask (H, W) bool as NIfTI-1 (W, H, 1) uint8 of 0 and 1, gzipped.
 
     The first axis runs along a row of the photograph and the second down its columns. The affine calls them left and
     posterior (L, P of LPS; -R, -A of RAS), as ITK does with a photograph: viewers in the radiological convention show
     the mask as the photograph, those in the neurological one mirror left and right. It is no position in the patient.
     millimetres_per_pixel: (between rows, between columns), where known; else the units are unknown and 1 is a pixel.
-    Equal masks give equal bytes. Raises ValueError, OSError.
+    Equal masks give equal bytes. Raises ValueError.
     """
     _check_mask(mask)
     if max(mask.shape) > _MAX_NIFTI:
-        raise ValueError(f"{path}: NIfTI holds at most {_MAX_NIFTI} pixels a side, got {mask.shape}; write PNG masks")
+        raise ValueError(f"NIfTI holds at most {_MAX_NIFTI} pixels a side, got {mask.shape}; write PNG masks")
     row, column = millimetres_per_pixel or (1.0, 1.0)
     image = nib.Nifti1Image(mask.T[..., None].astype(np.uint8), np.diag([-column, -row, 1.0, 1.0]))
     image.header.set_xyzt_units("mm" if millimetres_per_pixel else "unknown")
     image.set_qform(image.affine, code="aligned")
     image.set_sform(image.affine, code="aligned")
-    data = image.to_bytes()
-    with replacing(path) as beside:
-        beside.write_bytes(gzip.compress(data, 6, mtime=0) if Path(path).suffix == ".gz" else data)
+    return gzip.compress(image.to_bytes(), 6, mtime=0)
 
 
 def _check_mask(mask: np.ndarray) -> None:

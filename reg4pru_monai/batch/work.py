@@ -1,6 +1,7 @@
 """What is done with one photograph: read, prepare, compute, measure, write. Engines decide where and when."""
 
 import copy
+import json
 import math
 import os
 import time
@@ -15,6 +16,7 @@ from torch import Tensor
 from ..evaluation import restored
 from ..fundus.fov import FieldOfView
 from ..inference import Pipeline
+from .archives import sample_name
 from .failures import (
     DeviceError,
     NetworkError,
@@ -29,12 +31,13 @@ from .failures import (
 from .inputs import Item
 from .journal import STATE, Record
 from .measurements import measure_vessels
-from .names import output_path
+from .names import output_name, path_within
 from .photograph import Photograph, read_photographs
 from .quality import quality_indicators
 from .settings import Settings
-from .volumes import write_dicom_seg
-from .writers import SEGMENTATIONS, Result, sizes, write_outputs, write_thumbnail
+from .store import FolderStore, store_of
+from .volumes import encode_dicom_seg
+from .writers import WRITERS, Outputs, Result, encode_thumbnail
 
 
 class Frame(NamedTuple):
@@ -69,6 +72,13 @@ class Inferred(NamedTuple):
     seconds: float
 
 
+class Finished(NamedTuple):
+    """record: of a file. archived: outputs that are still to be put into an archive, by their names there."""
+
+    record: Record
+    archived: dict[str, bytes]
+
+
 class Work:
     """The steps, for one network and one output folder. ``prepare`` and ``finish`` may run in many threads.
 
@@ -79,6 +89,7 @@ class Work:
         self.pipeline = pipeline
         self.settings = settings
         self.output = output
+        self.store = store_of(output, settings.store)
         self.thumbnails = thumbnails
 
     def prepare(self, item: Item) -> Prepared:
@@ -138,29 +149,34 @@ class Work:
                 error = second.with_traceback(None)
         return StageError("network", error)
 
-    def finish(self, file: Prepared, found: Inferred) -> Record:
-        """Measure and write. Raises StageError, and WriteError where the output folder fails."""
+    def finish(self, file: Prepared, found: Inferred) -> Finished:
+        """Measure and write. Raises StageError, and WriteError where the output folder or the store fails."""
         started, stage = time.perf_counter(), "measure"
         try:
             rows, masks = [], []
-            outputs: dict[str, int] = {}
+            outputs = Outputs(file.item.name, None if self.settings.archives else self.store)
             for frame, logits in zip(file.frames, found.logits, strict=True):
                 stage = "measure"
                 result, row = self._measured(frame, logits)
                 stage = "write"
-                outputs |= self._written(file, frame, result)
+                self._write(file, frame, result, outputs)
                 masks.append(result.mask)
                 rows.append({"sha256": file.sha256, "tokens_computed_fraction": found.tokens, **row})
             if file.source is not None:
-                outputs |= self._segmentation(file, file.source, masks)
+                outputs.add("dicom-seg", self._segmentation(file.source, masks))
         except Exception as error:
+            if isinstance(error, WriteError):
+                raise
             if stage == "write" and is_fatal(error):
                 raise WriteError(getattr(error, "errno", None), f"{self.output}: {error}") from error
             raise StageError(stage, error) from error
         spent = file.seconds + found.seconds + time.perf_counter() - started
         own = {"path": file.item.name, "status": "done", "seconds": round(spent, 4)}
         finite = [{key: _finite(value) for key, value in {**own, **row}.items()} for row in rows]
-        return Record(file.item.name, "done", file.size, file.mtime_ns, finite, None, outputs)
+        if self.settings.archives:
+            outputs.archived[f"{sample_name(file.item.name)}.json"] = json.dumps(finite).encode()
+        record = Record(file.item.name, "done", file.size, file.mtime_ns, finite, None, outputs.sizes)
+        return Finished(record, outputs.archived)
 
     def failed(self, item: Item, error: StageError) -> Record:
         """The record of a file that could not be segmented."""
@@ -196,16 +212,16 @@ class Work:
         }
         return Result(pixels, probability, mask, spacing), row
 
-    def _written(self, file: Prepared, frame: Frame, result: Result) -> dict[str, int]:
+    def _write(self, file: Prepared, frame: Frame, result: Result, outputs: Outputs) -> None:
         if file.item.name in self.thumbnails and frame is file.frames[0]:
-            write_thumbnail(thumbnail_path(self.output, file.item.name), result)
+            FolderStore(self.output).put(_thumbnail(file.item.name), encode_thumbnail(result))
         number = frame.photograph.frame if len(file.frames) > 1 else None
-        return write_outputs(self.output, file.item.name, number, self.settings.outputs, result)
+        for kind in self.settings.outputs:
+            if kind in WRITERS:
+                outputs.add(kind, WRITERS[kind].encode(result), number)
 
-    def _segmentation(self, file: Prepared, source: bytes, masks: list[Any]) -> dict[str, int]:
-        path = output_path(self.output, SEGMENTATIONS, file.item.name, ".dcm")
-        write_dicom_seg(path, source, masks, self.settings.weights, self.settings.digest)
-        return sizes(self.output, [path])
+    def _segmentation(self, source: bytes, masks: list[Any]) -> bytes:
+        return encode_dicom_seg(source, masks, self.settings.weights, self.settings.digest)
 
 
 class _Counting:
@@ -231,7 +247,11 @@ class _Counting:
 
 def thumbnail_path(output: Path, name: str) -> Path:
     """Where the report finds the small picture of a photograph."""
-    return output_path(output / STATE, "thumbnails", name, ".jpg")
+    return path_within(output, _thumbnail(name))
+
+
+def _thumbnail(name: str) -> str:
+    return output_name(f"{STATE}/thumbnails", name, ".jpg")
 
 
 def _spacing(photograph: Photograph, given: float | None) -> tuple[float, float] | None:

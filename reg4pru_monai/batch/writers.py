@@ -1,7 +1,6 @@
-"""What is written for a photograph: one function for each output, complete files only."""
+"""What is written for a photograph: one function for each output."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import NamedTuple
 
 import imagecodecs
@@ -10,14 +9,14 @@ from PIL import Image
 from skimage.measure import block_reduce
 from skimage.segmentation import find_boundaries
 
-from ..files import replacing
-from ..fundus.io import write_mask
+from ..fundus.io import encode_mask
 from ..plots import FOUND, overlay
-from .names import output_path
-from .volumes import write_nifti
+from .archives import sample_name
+from .names import output_name
+from .store import Store
+from .volumes import encode_nifti
 
 THUMBNAIL_SIDE = 320  # px
-SEGMENTATIONS = "segmentations"  # folder of the DICOM segmentations
 
 
 class Result(NamedTuple):
@@ -33,74 +32,78 @@ class Result(NamedTuple):
     spacing: tuple[float, float] | None
 
 
-def write_probability(path: Path, result: Result) -> None:
+def encode_probability(result: Result) -> bytes:
     """16-bit PNG: 65535 times the probability."""
-    data = imagecodecs.png_encode(np.rint(result.probability * 65535).astype(np.uint16), level=1)
-    with replacing(path) as beside:
-        beside.write_bytes(data)
+    return bytes(imagecodecs.png_encode(np.rint(result.probability * 65535).astype(np.uint16), level=1))
 
 
-def write_overlay(path: Path, result: Result) -> None:
+def encode_overlay(result: Result) -> bytes:
     """The photograph with its vessels painted, JPEG."""
-    _write_jpeg(path, overlay(result.pixels, result.mask))
+    return _jpeg(overlay(result.pixels, result.mask))
 
 
-def write_contour(path: Path, result: Result) -> None:
+def encode_contour(result: Result) -> bytes:
     """The photograph with the outlines of its vessels, JPEG: what lies below a vessel stays to be seen."""
     picture = overlay(result.pixels, np.zeros_like(result.mask))
     picture[find_boundaries(result.mask, mode="outer")] = FOUND
-    _write_jpeg(path, picture)
+    return _jpeg(picture)
 
 
-def write_thumbnail(path: Path, result: Result) -> None:
+def encode_thumbnail(result: Result) -> bytes:
     """The overlay at most THUMBNAIL_SIDE px wide and high, JPEG, for the report."""
     # Painted after shrinking, so that thin vessels do not vanish.
     step = max(1, -(-max(result.mask.shape) // THUMBNAIL_SIDE))
     share = block_reduce(result.mask, (step, step), np.mean)
     plain = Image.fromarray(overlay(result.pixels, np.zeros_like(result.mask)))
     small = np.asarray(plain.resize(share.shape[::-1], Image.Resampling.BOX))
-    _write_jpeg(path, overlay(small, share > 0.35), 80)
+    return _jpeg(overlay(small, share > 0.35), 80)
 
 
-def _write_jpeg(path: Path, picture: np.ndarray, level: int = 90) -> None:
-    data = imagecodecs.jpeg8_encode(picture, level=level)
-    with replacing(path) as beside:
-        beside.write_bytes(data)
+def _jpeg(picture: np.ndarray, level: int = 90) -> bytes:
+    return bytes(imagecodecs.jpeg8_encode(picture, level=level))
 
 
 class Writer(NamedTuple):
-    """folder and suffix of an output, and the function that writes it."""
+    """folder and suffix of an output, and the function that gives its bytes."""
 
     folder: str
     suffix: str
-    write: Callable[[Path, Result], None]
+    encode: Callable[[Result], bytes]
 
 
 WRITERS = {
-    "mask": Writer("masks", ".png", lambda path, result: write_mask(path, result.mask)),
-    "probability": Writer("probabilities", ".png", write_probability),
-    "overlay": Writer("overlays", ".jpg", write_overlay),
-    "contour": Writer("contours", ".jpg", write_contour),
-    "nifti": Writer("nifti", ".nii.gz", lambda path, result: write_nifti(path, result.mask, result.spacing)),
+    "mask": Writer("masks", ".png", lambda result: encode_mask(result.mask)),
+    "probability": Writer("probabilities", ".png", encode_probability),
+    "overlay": Writer("overlays", ".jpg", encode_overlay),
+    "contour": Writer("contours", ".jpg", encode_contour),
+    "nifti": Writer("nifti", ".nii.gz", lambda result: encode_nifti(result.mask, result.spacing)),
+}
+
+PLACES = {
+    **{name: (writer.folder, writer.suffix) for name, writer in WRITERS.items()},
+    "dicom-seg": ("segmentations", ".dcm"),
 }
 
 
-def write_outputs(
-    output: Path, name: str, frame: int | None, outputs: tuple[str, ...], result: Result
-) -> dict[str, int]:
-    """Write the outputs of a photograph. Returns their sizes in bytes, by path in the output folder. Raises OSError.
+class Outputs:
+    """Takes the outputs of one file, one after the other, so that those of many frames are not held together.
 
-    frame: which one of its file, None where the file holds no other.
+    name: of the file. store: where they go at once; None: they are kept for an archive. sizes: bytes of those in the
+    store, by their names there. archived: those that were kept, by their names in an archive.
     """
-    written = []
-    for key in outputs:
-        if key in WRITERS:
-            path = output_path(output, WRITERS[key].folder, name, WRITERS[key].suffix, frame)
-            WRITERS[key].write(path, result)
-            written.append(path)
-    return sizes(output, written)
 
+    def __init__(self, name: str, store: Store | None) -> None:
+        self.name, self.store = name, store
+        self.sizes: dict[str, int] = {}
+        self.archived: dict[str, bytes] = {}
 
-def sizes(output: Path, written: Sequence[Path]) -> dict[str, int]:
-    """Sizes in bytes of files, by their path relative to the output folder. Raises OSError."""
-    return {path.relative_to(output).as_posix(): path.stat().st_size for path in written}
+    def add(self, kind: str, data: bytes, frame: int | None = None) -> None:
+        """kind: of PLACES. frame: which one of the file, None where it holds no other. Raises OSError."""
+        folder, suffix = PLACES[kind]
+        if self.store is None:
+            of_frame = "" if frame is None else f"~frames/{frame}"
+            self.archived[f"{sample_name(self.name)}{of_frame}.{kind}{suffix}"] = data
+            return
+        place = output_name(folder, self.name, suffix, frame)
+        self.store.put(place, data)
+        self.sizes[place] = len(data)

@@ -117,13 +117,18 @@ def read_mask(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIX
     return grey >= (128 if grey.dtype == np.uint8 else 0.5)
 
 
-def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
-    """Write mask (H, W) bool as an 8-bit PNG of 0 and 255, complete or not at all. Raises ValueError, OSError."""
+def encode_mask(mask: np.ndarray) -> bytes:
+    """Mask (H, W) bool as an 8-bit PNG of 0 and 255. Raises ValueError."""
     if mask.ndim != 2 or mask.dtype != np.bool_:
         raise ValueError(f"mask must be (H, W) bool, got {mask.shape} {mask.dtype}; threshold or squeeze it first")
     # A mask is long runs of two values: several times as fast as Pillow's defaults, and smaller.
     coding = {"strategy": imagecodecs.PNG.STRATEGY.RLE, "filter": imagecodecs.PNG.FILTER.NONE}
-    data = imagecodecs.png_encode(mask.astype(np.uint8) * 255, **coding)
+    return bytes(imagecodecs.png_encode(mask.astype(np.uint8) * 255, **coding))
+
+
+def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
+    """Write a mask as encode_mask gives it, complete or not at all. Raises ValueError, OSError."""
+    data = encode_mask(mask)
     with replacing(path) as beside:
         beside.write_bytes(data)
 

@@ -135,7 +135,7 @@ def _measured(work: Work, item: Item) -> _Row:
             if isinstance(found, StageError):
                 raise found
             moments.append(time.perf_counter())
-            record = work.finish(file, found)
+            record = work.finish(file, found).record
             moments.append(time.perf_counter())
             for stage, spent in zip(STAGES, np.diff(moments).tolist(), strict=True):
                 times[stage].append(spent)
