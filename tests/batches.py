@@ -57,8 +57,7 @@ def segment_in_process(folder: str, output: str, how: dict[str, Any]) -> None:
         return prepare(self, item)
 
     Work.prepare = prepared  # type: ignore[method-assign]
-    pipeline = small_pipeline()
-    os._exit(segment_photographs([folder], output, pipeline, settings_of(pipeline), **how).exit_status)
+    os._exit(segment(folder, Path(output), **how).exit_status)
 
 
 def table(output: Path, name: str = "results.csv") -> list[dict[str, str]]:

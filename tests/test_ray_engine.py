@@ -23,6 +23,7 @@ from reg4pru_monai.batch.ray_plan import Plan, RayOptions, plan
 from reg4pru_monai.batch.settings import SettingsError
 from reg4pru_monai.cli import app
 from reg4pru_monai.files import is_leftover
+from test_archives import archived, as_files
 
 ray = pytest.importorskip("ray")
 
@@ -105,6 +106,16 @@ def test_gives_what_the_local_engine_gives(cluster: RayOptions, photographs: Pat
     }
     assert not [path for path in theirs.rglob(".*") if is_leftover(path)]
     assert segment(folder, theirs, choices).before == local.done  # the engines go on with each other's folders
+
+
+def test_archives_hold_what_lies_in_files(
+    cluster: RayOptions, photographs: Path, expected: Path, faulty: None, tmp_path: Path
+) -> None:
+    """What a writer takes along when it dies comes once, as only the driver writes archives."""
+    plan_faults(tmp_path / "out", **{"finish~photograph_03.png": (1, "kill")})
+    summary = segment(photographs, tmp_path / "out", {"archives": True}, ray=cluster)
+    assert (summary.failed, summary.missing) == (0, 0)
+    assert as_files(archived(tmp_path / "out")) == comparable(expected)[0]
 
 
 def test_what_dies_is_done_again_and_what_always_dies_is_given_up(

@@ -72,11 +72,12 @@ def naming(path: Path | str, kinds: type[Exception] = OSError) -> Iterator[None]
         raise
     except kinds as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise WriteError(
-            getattr(error, "errno", None),
+        told = (
             f"{path} cannot be written: {why}; make room for it or mend that, then give the same command again: "
-            "results are kept",
-        ) from error
+            "results are kept"
+        )
+        number = getattr(error, "errno", None)
+        raise (WriteError(told) if number is None else WriteError(number, told)) from error
 
 
 def error_row(item: Item, stage: str, error: BaseException) -> dict[str, Any]:

@@ -75,7 +75,6 @@ def problem(shared: Shared) -> Exception | None:
     ):
         if not visible:
             return WriteError(
-                None,
                 f"{path} is not the same folder on the Ray worker {socket.gethostname()}: the {what} must lie on a "
                 "file system that all nodes share, under the same path",
             )

@@ -104,9 +104,16 @@ class ObjectStore:
             if len(self._listed) >= _FOLDERS:
                 self._listed.pop(next(iter(self._listed)))
             with naming(f"{self.url}/{folder}", Exception):
-                found = files.ls(f"{root}/{folder}", detail=True) if files.exists(f"{root}/{folder}") else []
-                self._listed[folder] = {os.path.basename(each["name"]): each["size"] for each in found}
+                self._listed[folder] = _list(files, f"{root}/{folder}")
         return self._listed[folder]
+
+
+def _list(files: Any, folder: str) -> dict[str, int]:
+    """Sizes of what lies in a folder, by name."""
+    try:
+        return {os.path.basename(each["name"]): each["size"] for each in files.ls(folder, detail=True)}
+    except FileNotFoundError:
+        return {}
 
 
 def store_of(output: Path, url: str | None) -> FolderStore | ObjectStore:
