@@ -52,6 +52,15 @@ def test_storage_can_be_what_everything_waits_for() -> None:
     assert plan.wall == pytest.approx(sum(plan.bytes.values()) / 1e8)
 
 
+def test_archives_are_few_files() -> None:
+    plan = make_plan(CPU, 1_000_000, 4.0, OUTPUTS, 1000, limits=Limits(files=100.0))
+    packed = make_plan(CPU, 1_000_000, 4.0, OUTPUTS, 100, limits=Limits(files=100.0), archives=True)
+    assert packed.files == 841  # of 41 GB of masks and 800 GB of overlays
+    assert packed.bytes == plan.bytes
+    assert packed.bottleneck == "network"
+    assert make_plan(CPU, 1_000_000, 4.0, OUTPUTS, 1000, archives=True).files == 1000
+
+
 def test_a_size_that_was_not_measured_is_said_to_be_extrapolated() -> None:
     assert "extrapolated" not in as_text(make_plan(CPU, 10, 4.0, OUTPUTS), CPU, 4.0)
     assert "extrapolated" in as_text(make_plan(CPU, 10, 20.0, OUTPUTS), CPU, 20.0)

@@ -16,6 +16,7 @@ def plan(
     workers: Annotated[int, typer.Option(help="CPU cores, or GPUs, at work at once.")] = 1,
     cores: Annotated[int, typer.Option(help="CPU cores beside each GPU.")] = 8,
     outputs: Annotated[str, typer.Option(help="As of reg4pru segment.")] = "mask,overlay",
+    archives: Annotated[bool, typer.Option("--archives", help="Outputs in tar archives, not in files.")] = False,
     files_per_second: Annotated[float | None, typer.Option(help="New files that the shared storage takes.")] = None,
     megabytes_per_second: Annotated[float | None, typer.Option(help="That it reads and writes.")] = None,
     costs: Annotated[Path | None, typer.Option(help="File with costs [default: those of --device].")] = None,
@@ -40,7 +41,8 @@ def plan(
         known = load_costs(device, costs)
         limit = megabytes_per_second * 1e6 if megabytes_per_second else None
         megapixels = _megapixels(size)
-        found = make_plan(known, images, megapixels, wanted, workers, cores, Limits(files_per_second, limit))
+        limits = Limits(files_per_second, limit)
+        found = make_plan(known, images, megapixels, wanted, workers, cores, limits, archives)
     typer.echo(json.dumps(found._asdict()) if as_json else as_text(found, known, megapixels))
 
 

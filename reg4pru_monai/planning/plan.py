@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ..batch.archives import ARCHIVE_BYTES
 from ..batch.writers import WRITERS
 from .costs import PHOTOGRAPH, Costs, CostsError
 
@@ -51,12 +52,13 @@ def make_plan(
     workers: int = 1,
     cores: int = 1,
     limits: Limits = Limits(),  # noqa: B008  # immutable
+    archives: bool = False,
 ) -> Plan:
     """Plan ``images`` photographs of a size.
 
     workers: CPU: processes with one core each, which do every stage. GPU: devices, each with ``cores`` CPU cores that
     read and write while it computes. outputs: names, as of ``reg4pru segment --outputs``, those that were measured.
-    Raises CostsError.
+    archives: they go into tar archives. Raises CostsError.
     """
     for name, value in (("images", images), ("size", megapixels), ("workers", workers), ("cores", cores)):
         if value <= 0:
@@ -71,7 +73,9 @@ def make_plan(
     total = {**{name: size * images for name, size in sizes.items()}, "journal": float(JOURNAL_BYTES * images)}
     times = _times(seconds, costs.device, cores)
     each = max(times.values())
-    by_workers, files = images * each / workers, images * len(outputs)
+    written = sum(total.values()) - total[PHOTOGRAPH]
+    by_workers = images * each / workers
+    files = max(workers, round((written - total["journal"]) / ARCHIVE_BYTES)) if archives else images * len(outputs)
     waits = {
         max(times, key=lambda name: times[name]): by_workers,
         "making files": files / limits.files if limits.files else 0.0,
@@ -80,8 +84,7 @@ def make_plan(
     bottleneck, wall = max(waits.items(), key=lambda pair: pair[1])
     if bottleneck == ALL_STAGES:
         bottleneck = max(seconds, key=lambda name: seconds[name])
-    read, written = total[PHOTOGRAPH], sum(total.values()) - total[PHOTOGRAPH]
-    rates = {"files": files / wall, "bytes read": read / wall, "bytes written": written / wall}
+    rates = {"files": files / wall, "bytes read": total[PHOTOGRAPH] / wall, "bytes written": written / wall}
     return Plan(images, workers, cores, seconds, each, wall, files, total, rates, bottleneck)
 
 
