@@ -222,8 +222,9 @@ def test_a_worker_that_cannot_take_part_says_why(cluster: RayOptions, photograph
 def test_stages_never_wait_for_a_processor_of_another(options: RayOptions, cpus: int, gpus: int, found: Plan) -> None:
     divided = plan(options, cpus, gpus)
     assert divided == found
-    assert divided.actors * divided.cpus + 2 * divided.tasks * divided.task_cpus <= cpus
-    assert divided.actors * divided.gpus <= gpus
+    assert divided.fits(cpus, gpus)
+    assert not divided.fits(cpus * 0.8, gpus)
+    assert gpus == 0 or not divided.gpus or not divided.fits(cpus, gpus * 0.4)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 PARTS = 4096  # of an archive, which the driver lists: more take its memory
 TOGETHER = 16  # files in a part of a smaller one; what a reader that dies takes along
+PATIENCE = 30.0  # s, until work is divided anew among the nodes that are left
 INSTALL = 'pip install "reg4pru-monai[ray]"'
 
 
@@ -45,8 +46,7 @@ def connected(options: RayOptions) -> Iterator[Plan]:
     if entered:
         _enter(options.address or os.environ.get("RAY_ADDRESS"))
     try:
-        resources = ray.cluster_resources()
-        yield plan(options, resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+        yield plan(options, *_resources())
     except ray.exceptions.RayTaskError as error:  # of no photograph: their errors stay on the workers
         raise ClusterError(
             f"a worker of the Ray cluster cannot run this package ({error.cause!r}); install the same version on all "
@@ -89,10 +89,19 @@ class RayEngine(Engine):
     takes along when it dies has no record, is given out once more, and then tried alone, at most ATTEMPTS times.
     """
 
-    def __init__(self, work: Work, journal: Journal, plan: Plan, batch_size: int, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        work: Work,
+        journal: Journal,
+        options: RayOptions,
+        plan: Plan,
+        batch_size: int,
+        stop: threading.Event,
+    ) -> None:
         super().__init__(copy.copy(work), journal, stop)
         self.work.output = work.output.absolute()  # workers are in folders of their own
-        self.plan, self.batch_size = plan, batch_size
+        self.options, self.plan, self.batch_size = options, plan, batch_size
+        self._shrunk = False  # whether the last stream ended because the cluster is too small for the plan
         self._network = 0.0
 
     def run(self, agenda: Agenda, report: Callable[[Record], None]) -> Profile:
@@ -103,8 +112,8 @@ class RayEngine(Engine):
         started = time.perf_counter()
         if agenda.todo or agenda.alone:
             with self._sharing(agenda):
-                lost = self._together(agenda.todo, _part_size(len(agenda.todo), self.plan.tasks))
-                lost = self._together(lost, 1)
+                lost = self._streamed(agenda.todo, _part_size(len(agenda.todo), self.plan.tasks))
+                lost = self._streamed(lost, 1)
                 for item in [*lost, *self._again, *agenda.alone]:
                     if not self.stop.is_set():
                         self._alone(item)
@@ -140,6 +149,16 @@ class RayEngine(Engine):
         finally:
             ended.set()
             watcher.join()
+
+    def _streamed(self, items: Sequence[Item], size: int) -> list[Item]:
+        """As _together, and again by a smaller plan whenever nodes are gone that the plan needs."""
+        lost = self._together(items, size)
+        while self._shrunk and not self.stop.is_set():
+            self._shrunk = False
+            self.plan = plan(self.options, *_resources())
+            logger.warning("the Ray cluster has become smaller; goes on with %s", self.plan)
+            lost = self._together(lost, size)
+        return lost
 
     def _together(self, items: Sequence[Item], size: int) -> list[Item]:
         """Read, compute and write as a stream; ``size`` files are given out together. Returns those that got lost."""
@@ -190,8 +209,32 @@ class RayEngine(Engine):
                 num_cpus=plan.task_cpus,
                 **table,
             )
-            for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-                yield from outcomes(batch)
+            with self._watching(data):
+                for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                    yield from outcomes(batch)
+
+    @contextmanager
+    def _watching(self, data: Any) -> Iterator[None]:
+        """End the stream when the cluster stays too small for the plan: actors that found no place wait for ever."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            since = time.monotonic()
+            while not ended.wait(1.0):
+                if self.plan.fits(*_resources()):
+                    since = time.monotonic()
+                elif time.monotonic() - since > PATIENCE:
+                    self._shrunk = True
+                    data._current_executor.shutdown(force=True)  # no public way from another thread
+                    return
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
 
     def _take(self, item: Item, outcome: Any) -> None:
         self._network += outcome.network
@@ -243,6 +286,14 @@ def _data_context() -> Iterator[None]:
             yield
     finally:
         DataContext._set_current(before)
+
+
+def _resources() -> tuple[float, float]:
+    """CPUs and GPUs of the cluster."""
+    import ray
+
+    found = ray.cluster_resources()
+    return found.get("CPU", 0.0), found.get("GPU", 0.0)
 
 
 def _part_size(files: int, readers: int) -> int:

@@ -39,6 +39,11 @@ class Plan(NamedTuple):
         """Of torch, in each actor."""
         return max(1, int(self.cpus))
 
+    def fits(self, cpus: float, gpus: float) -> bool:
+        """Whether a cluster with so many CPUs and GPUs has a place for all actors."""
+        needed = self.actors * self.cpus + 2 * self.tasks * self.task_cpus
+        return needed <= cpus + 1e-6 and self.actors * self.gpus <= gpus + 1e-6
+
     def __str__(self) -> str:
         gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
         return f"Ray: {self.actors} x {self.cpus:g} CPUs{gpus}"

@@ -200,7 +200,7 @@ def _engine(ray: RayOptions | None, workers: int, batch_size: int) -> Iterator[t
 
     with connected(ray) as plan:
         how = {"engine": "ray", "workers": plan.tasks, "device": str(plan), "threads": plan.threads}
-        yield lambda work, journal, stop: RayEngine(work, journal, plan, batch_size, stop), how
+        yield lambda work, journal, stop: RayEngine(work, journal, ray, plan, batch_size, stop), how
 
 
 def _run(
