@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..fundus.io import FundusReadError
+from ..fundus.remote import REMEDY
 from ..runtime import root_cause
 from .columns import Column
 from .dicom import INSTALL
@@ -117,6 +118,7 @@ _READING = tuple(
     for pattern, text in (
         ("^is empty", "Copy or download it again: its content never arrived."),
         ("^no such file", _GONE),
+        (f"^cannot be opened: .*{REMEDY}", f"{REMEDY.capitalize()}, then run again."),
         ("^cannot be opened: (Permission|Operation not)", _FORBIDDEN),
         ("^cannot be opened", _UNREACHABLE),
         ("^is a folder or a special file", "Leave it out of the inputs; of a folder, give the photographs in it."),

@@ -3,16 +3,22 @@
 import csv
 import glob
 import heapq
+import io
 import os
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from ..fundus.datasets import find_samples
 from ..fundus.io import IMAGE_SUFFIXES
+from ..fundus.remote import is_url, read, without_file_protocol
 from .journal import STATE
+
+if TYPE_CHECKING:
+    from .urls import UrlInputs
 
 _SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom")
 MANIFEST_SUFFIXES = (".txt", ".csv", ".tsv")
@@ -24,15 +30,31 @@ class InputError(ValueError):
 
 
 class Item(NamedTuple):
-    """One file to segment. name: its path below the root, with "/"; identifies it in every output. path: absolute."""
+    """One file to segment. name: its path below the root, with "/"; identifies it in every output.
+
+    path: absolute, or a URL. listed: of a URL, its status when it was listed.
+    """
 
     name: str
     path: str
+    listed: tuple[int, int] | None = None
+
+    def status(self) -> tuple[int, int]:
+        """Size in bytes and time of change in ns, by which a file is known again; of a URL as Entry.status has it.
+
+        (0, 0) for a URL of which nothing is known. Raises OSError, and ValueError for a path with a NUL.
+        """
+        if is_url(self.path):
+            size, version = self.listed or (0, 0)
+            return size, version
+        found = os.stat(self.path)
+        return found.st_size, found.st_mtime_ns
 
 
 class Listing(NamedTuple):
-    """root: absolute folder that all names are relative to. items: by name. ignored: files of other kinds, by suffix.
+    """root: absolute folder, or URL, that all names are relative to. items: by name.
 
+    ignored: files of other kinds, by suffix.
     notices: sentences about what was left out (folders that cannot be read, links that lead in circles).
     """
 
@@ -47,20 +69,22 @@ def list_inputs(inputs: Sequence[str | os.PathLike[str]], output: str | Path, ro
 
     inputs: files (taken whatever their name), folders (searched for image suffixes and DICOM; links to folders are
         followed, hidden files and the output folder are not entered), globs, and manifests: text with one path per
-        line, or CSV/TSV with a column ``path``; relative paths there start from the manifest's folder.
+        line, or CSV/TSV with a column ``path``; relative paths there start from the manifest's folder. All of them may
+        be URLs instead, of one server or bucket.
     Folders that hold results of this command are left out, wherever they come up.
     root: folder that names are relative to; default: the deepest folder that holds all inputs.
     Raises InputError.
     """
-    found = _Found(os.path.realpath(output))
+    found = _Found(output)
     for entry in inputs:
-        found.add(os.fspath(entry))
+        found.add(without_file_protocol(os.fspath(entry)))
+    found.ask()
     if not found.paths:
         reasons = [*found.notices, *([f"only {counted(found.ignored)}"] if found.ignored else [])]
         why = f" ({'; '.join(reasons)})" if reasons else ""
         raise InputError(f"no photograph in {', '.join(map(str, inputs))}{why}")
-    base = os.path.abspath(root) if root is not None else _common(found.bases)
-    items = [Item(_name(path, base), path) for path in found.paths]
+    base = _common(found.bases) if root is None else _absolute(without_file_protocol(root))
+    items = [Item(_name(path, base), path, status) for path, status in found.paths.items()]
     found.paths.clear()  # of a million photographs it takes as much memory as the list
     items.sort()
     return Listing(base, items, dict(sorted(found.ignored.items())), found.notices)
@@ -86,7 +110,7 @@ def shard(items: Sequence[Item], number: int, count: int) -> list[Item]:
         raise InputError(f"shard must be I/N with 1 <= I <= N, got {number}/{count}")
     if count == 1:
         return list(items)
-    sizes = [_size(item.path) for item in items]
+    sizes = [_size(item) for item in items]
     own = []
     filled = [(0, 0, each) for each in range(1, count + 1)]  # bytes, items, shard: a heap
     for index in sorted(range(len(items)), key=lambda index: (-sizes[index], items[index].name)):
@@ -97,38 +121,58 @@ def shard(items: Sequence[Item], number: int, count: int) -> list[Item]:
     return [items[index] for index in sorted(own)]
 
 
-def _size(path: str) -> int:
+def _size(item: Item) -> int:
     try:
-        return os.stat(path).st_size
+        return item.status()[0]
     except (OSError, ValueError):  # ValueError: a name with a NUL
         return 0
 
 
 class _Found:
-    """Collects paths; ``bases`` are folders that hold them."""
+    """Collects paths, of URLs with their status; ``bases`` are folders that hold them."""
 
-    def __init__(self, output: str) -> None:
-        self.output = output
-        self.paths: dict[str, None] = {}
+    def __init__(self, output: str | Path) -> None:
+        self.output = os.path.realpath(output)
+        self.paths: dict[str, tuple[int, int] | None] = {}
         self.bases: set[str] = set()
         self.ignored: Counter[str] = Counter()
         self.notices: list[str] = []
+        self._given = output
+        self._urls: UrlInputs | None = None
         self._results: dict[str, bool] = {}
 
     def add(self, entry: str) -> None:
-        if os.path.isdir(entry):
+        if is_url(entry):
+            self.urls.add(entry)
+        elif os.path.isdir(entry):
             self._folder(entry)
         elif entry.lower().endswith(MANIFEST_SUFFIXES) and os.path.exists(entry):
             for path in read_manifest(entry):
-                self._line(path)
+                self.line(path)
         elif os.path.lexists(entry):
             self._file(entry)
         elif not self._glob(entry):
             raise InputError(f"{entry}: no such file or folder, and no file matches it; check the path")
 
-    def _line(self, path: str) -> None:
+    @property
+    def urls(self) -> "UrlInputs":
+        """Takes the URLs."""
+        if self._urls is None:
+            from .urls import UrlInputs
+
+            self._urls = UrlInputs(self, self._given)
+        return self._urls
+
+    def ask(self) -> None:
+        """Learn what is still unknown of URLs."""
+        if self._urls is not None:
+            self._urls.ask()
+
+    def line(self, path: str) -> None:
         """A line of a manifest: what is not there is listed, and fails as a file of its own."""
-        if os.path.isdir(path):
+        if is_url(path):
+            self.urls.line(path)
+        elif os.path.isdir(path):
             self._folder(path)
         elif os.path.lexists(path) or not glob.has_magic(path) or not self._glob(path):
             self._file(path)
@@ -159,10 +203,15 @@ class _Found:
         return self._results[folder]
 
     def _suffixed(self, path: str) -> None:
-        if path.lower().endswith(_SUFFIXES):
+        if self.takes(path):
             self._file(path)
-        else:
-            self._ignore(path)
+
+    def takes(self, path: str) -> bool:
+        """Whether this is a photograph by its suffix; a file of another kind is counted."""
+        if path.lower().endswith(_SUFFIXES):
+            return True
+        self._ignore(path)
+        return False
 
     def _ignore(self, path: str) -> None:
         self.ignored[os.path.splitext(path)[1].lower() or "no suffix"] += 1
@@ -190,7 +239,7 @@ class _Found:
             self.notices.append(f"{folder} is a data set: its {len(masks)} masks are not segmented")
 
     def _holds_masks(self, folder: str) -> bool:
-        found = _MASK_FOLDER.search(os.path.basename(folder)) is not None
+        found = holds_masks(os.path.basename(folder))
         if found:
             self.notices.append(f"{folder} lies beside a folder called images and was left out")
         return found
@@ -221,6 +270,11 @@ class _Found:
 
     def _unreadable(self, error: OSError) -> None:
         self.notices.append(f"{error.filename} cannot be listed ({error.strerror}) and was left out")
+
+
+def holds_masks(name: str) -> bool:
+    """Whether a folder of this name, beside one called images, holds masks."""
+    return _MASK_FOLDER.search(name) is not None
 
 
 def _is_unnamed_dicom(path: str) -> bool:
@@ -258,17 +312,32 @@ def read_manifest(path: str) -> Iterator[str]:
     Text: one path per line, with or without double quotes around it. CSV: a column ``path``; commas, semicolons or tabs
     between. Raises InputError.
     """
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = posixpath.dirname(path) if is_url(path) else os.path.dirname(os.path.abspath(path))
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with _opened(path) as file:
             text = path.lower().endswith(".txt")
             for line in (_unquoted(line.rstrip("\r\n")) for line in file) if text else _column(path, file):
                 if "\0" in line:
                     raise InputError(f"{path}: holds NUL bytes; save the manifest as UTF-8, not UTF-16")
                 if line.strip():
-                    yield os.path.join(folder, line)
+                    yield _joined(folder, line)
     except (OSError, csv.Error) as error:
         raise InputError(f"{path}: not a readable manifest: {error}") from error
+
+
+def _opened(path: str) -> TextIO:
+    how: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
+    return io.TextIOWrapper(io.BytesIO(read(path)), **how) if is_url(path) else open(path, **how)
+
+
+def _joined(folder: str, line: str) -> str:
+    line = without_file_protocol(line)
+    if is_url(line):
+        return line
+    if not is_url(folder) or os.path.isabs(line):
+        return os.path.join(folder, line)
+    protocol, _, place = folder.partition("://")
+    return f"{protocol}://{posixpath.normpath(posixpath.join(place, line))}"
 
 
 def _unquoted(line: str) -> str:
@@ -290,7 +359,19 @@ def _column(path: str, file: TextIO) -> Iterator[str]:
         yield row[names["path"]] or ""
 
 
+def _absolute(root: str) -> str:
+    if not is_url(root):
+        return os.path.abspath(root)
+    from .urls import checked_input
+
+    return checked_input(root)
+
+
 def _common(bases: Iterable[str]) -> str:
+    if any(map(is_url, bases)):
+        from .urls import common
+
+        return common(bases)
     try:
         return os.path.commonpath(sorted(bases))
     except ValueError:  # Windows: on several drives
@@ -298,7 +379,12 @@ def _common(bases: Iterable[str]) -> str:
 
 
 def _name(path: str, root: str) -> str:
-    relative = os.path.relpath(path, root)
+    if is_url(path) or is_url(root):
+        from .urls import name_below
+
+        relative = name_below(path, root) or os.pardir
+    else:
+        relative = os.path.relpath(path, root)
     if relative == os.pardir or relative.startswith(os.pardir + os.sep):
         raise InputError(
             f"{path} lies outside of {root}, which the names in the output are relative to; "
