@@ -15,16 +15,16 @@ from typing import Any
 
 import fsspec
 import pytest
+import torch
 
 from bad_files import encoded, write_bad_files
 from batches import comparable, computed, seen, segment, table, write_photographs
 from object_storage import ObjectStorage, forget_connections, storage  # noqa: F401  # a fixture
 from reg4pru_monai.batch.inputs import InputError, Item, Listing, list_inputs, shard
+from reg4pru_monai.batch.ray_plan import RayOptions
 from reg4pru_monai.batch.settings import SettingsError
 from reg4pru_monai.fundus.io import FundusReadError, read_bytes, read_image
 from reg4pru_monai.fundus.remote import checked, info, is_url
-
-pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")  # of botocore and moto
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +65,6 @@ def names(listing: Listing) -> list[str]:
     return [item.name for item in listing.items]
 
 
-def requests(storage: ObjectStorage, words: str = "photograph_") -> list[str]:
-    """Those of the photographs themselves."""
-    return [each for each in storage.requests if words in each.partition("?")[0]]
-
-
 def test_results_are_those_of_local_photographs_and_nothing_is_done_twice(
     storage: ObjectStorage,
     url: str,
@@ -91,7 +86,7 @@ def test_results_are_those_of_local_photographs_and_nothing_is_done_twice(
 
 def test_the_command_takes_a_url(url: str, photographs: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "reg4pru_monai.cli", "segment", url, "--output", str(tmp_path / "out")]
-    done = subprocess.run([*command, "--limit", "1", "--json"], capture_output=True, text=True, env={**os.environ})
+    done = subprocess.run([*command, "--limit", "1", "--json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert '"done": 1' in done.stdout
 
@@ -302,6 +297,10 @@ def test_a_driver_says_what_it_lacks(url: str, tmp_path: Path, monkeypatch: pyte
         segment(url, tmp_path / "out")
     with pytest.raises(FundusReadError, match=r"a\.png: cannot be opened: Unable to locate credentials; check the add"):
         read_image(f"{url}/a.png")
+    with pytest.raises(
+        FundusReadError, match=r"a\.png: cannot be opened: .* needs a package .* install gcsfs to access"
+    ):
+        read_image("gs://bucket/a.png")
     forget_connections()
 
 
@@ -389,6 +388,37 @@ def test_photographs_that_moved_keep_their_results(
     assert seen(tmp_path / "out").done == 6
 
 
+@pytest.fixture
+def cluster(storage: ObjectStorage) -> Iterator[RayOptions]:
+    """A cluster of two CPUs, whose workers find the server in the environment."""
+    ray = pytest.importorskip("ray")
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as the actors have: sums in another order differ in their last bits
+        ray.init(
+            address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False
+        )
+        yield RayOptions(ray.get_runtime_context().gcs_address)
+        ray.shutdown()
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.filterwarnings("default")  # Ray warns of its own inside
+def test_on_a_ray_cluster(storage: ObjectStorage, url: str, cluster: RayOptions, tmp_path: Path) -> None:
+    put(storage, url, "bad.png", b"no picture")
+    local = segment(url, tmp_path / "local")
+    there = segment(url, tmp_path / "ray", ray=cluster)
+    assert (there.done, there.failed) == (local.done, local.failed) == (6, 1)
+    assert comparable(tmp_path / "ray") == comparable(tmp_path / "local")
+    assert table(tmp_path / "ray", "errors.csv") == table(tmp_path / "local", "errors.csv")
+    storage.requests.clear()
+    assert segment(url, tmp_path / "ray").before == 6
+    assert not [each for each in storage.requests if "photograph_" in each.partition("?")[0]]
+
+
 # --- other protocols
 
 
@@ -441,13 +471,21 @@ def test_file_urls_are_paths(photographs: Path) -> None:
     assert found == list_inputs([photographs], "out", str(photographs.parent))
 
 
-def test_urls_load_fsspec_and_paths_do_not(photographs: Path) -> None:
-    code = (
-        "import sys; from reg4pru_monai.batch.inputs import list_inputs; "
-        f"list_inputs([{str(photographs)!r}], 'out'); assert 'fsspec' not in sys.modules or 'monai' in sys.modules; "
-        "assert 's3fs' not in sys.modules and 'aiohttp' not in sys.modules"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+def test_without_urls_no_driver_is_loaded(photographs: Path) -> None:
+    code = f"""
+import sys
+from reg4pru_monai.startup import import_monai_alone
+import_monai_alone()
+from reg4pru_monai.batch.segment import list_inputs
+list_inputs([{str(photographs)!r}], "out")
+assert "fsspec" not in sys.modules
+try:
+    list_inputs(["memory://x/a.png"], "out")
+except ValueError:
+    assert "fsspec" in sys.modules and "s3fs" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_item_of_a_local_file_takes_no_more_memory() -> None:

@@ -56,11 +56,12 @@ class UrlInputs:
     def ask(self) -> None:
         """Find size and version of the files that no listing told of. Raises InputError."""
         unasked = [*self._unasked, *(url for url, status in self._found.paths.items() if status == (0, 0))]
-        for url, entry in zip(unasked, infos(unasked), strict=True):
-            if entry is not None and entry.folder:
-                self._folder(url)
-            else:
-                self._file(entry or Entry(url, False, None, 0))
+        with _reached(", ".join(unasked[:1])):
+            for url, entry in zip(unasked, infos(unasked), strict=True):
+                if entry is not None and entry.folder:
+                    self._folder(url)
+                else:
+                    self._file(entry or Entry(url, False, None, 0))
 
     def _file(self, entry: Entry) -> None:
         self._found.paths[entry.url] = entry.status

@@ -13,7 +13,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugi
 
 from ..files import replacing
 from .jpeg import START_OF_SCAN, DamagedJpeg, decode_strictly
-from .remote import REMEDY, RemoteError, info, is_url, read, read_unsized
+from .remote import REMEDY, RemoteError, UrlError, info, is_url, read, read_unsized
 
 DEFAULT_MAX_PIXELS = 150_000_000
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
@@ -184,7 +184,7 @@ def _read_url(url: str, max_pixels: int, accepts: Callable[[bytes], bool]) -> by
         return data
     except FileNotFoundError:
         raise FundusReadError(url, "no such file; check the path") from None
-    except RemoteError as error:
+    except (RemoteError, UrlError) as error:
         raise FundusReadError(url, f"cannot be opened: {error}; {REMEDY}") from None  # drivers only say what this says
 
 

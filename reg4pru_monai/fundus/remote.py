@@ -12,7 +12,7 @@ REMEDY = "check the address, your credentials and the network"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?:::[A-Za-z0-9+.-]+)*://")  # one letter is a drive of Windows
 _CHAINED = re.compile(r"[^/]*::|.*::[A-Za-z0-9+.-]+://")
 _WEB = ("http", "https")
-_ASKED_AT_ONCE = 16
+_ASKED_AT_ONCE, _ASKED_TOGETHER = 16, 1024
 # Rather what changes with the content than the time: a listing and a single answer may give it in ms and in s.
 _TAGS = ("ETag", "etag", "e_tag", "Content-MD5", "Digest", "Last-Modified")
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
@@ -121,7 +121,8 @@ def infos(urls: Sequence[str]) -> Iterator[Entry | None]:
     with _reaching():
         at_once = _ASKED_AT_ONCE if _filesystem(urls[0])[0].async_impl else 1
     with ThreadPoolExecutor(at_once, "info") as pool:
-        yield from pool.map(_info_or_none, urls)
+        for first in range(0, len(urls), _ASKED_TOGETHER):  # so that an interrupt does not wait for all of them
+            yield from pool.map(_info_or_none, urls[first : first + _ASKED_TOGETHER])
 
 
 def _info_or_none(url: str) -> Entry | None:
