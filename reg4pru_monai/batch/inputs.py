@@ -1,54 +1,26 @@
 """What to segment: files, folders, globs and manifests -> photographs with names, the same from run to run."""
 
-import csv
 import glob
 import heapq
-import io
 import os
-import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..fundus.datasets import find_samples
 from ..fundus.io import IMAGE_SUFFIXES
-from ..fundus.remote import is_url, read, without_file_protocol
+from ..fundus.remote import is_url, without_file_protocol
+from .items import InputError, Item
 from .journal import STATE
+from .manifests import MANIFEST_SUFFIXES, read_manifest
 
 if TYPE_CHECKING:
     from .urls import UrlInputs
 
 _SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom")
-MANIFEST_SUFFIXES = (".txt", ".csv", ".tsv")
 _MASK_FOLDER = re.compile(r"mask|manual|label|observer|segmentation|ground.?truth", re.IGNORECASE)
-
-
-class InputError(ValueError):
-    """Inputs that name nothing, or nothing that can be listed."""
-
-
-class Item(NamedTuple):
-    """One file to segment. name: its path below the root, with "/"; identifies it in every output.
-
-    path: absolute, or a URL. listed: of a URL, its status when it was listed.
-    """
-
-    name: str
-    path: str
-    listed: tuple[int, int] | None = None
-
-    def status(self) -> tuple[int, int]:
-        """Size in bytes and time of change in ns, by which a file is known again; of a URL as Entry.status has it.
-
-        (0, 0) for a URL of which nothing is known. Raises OSError, and ValueError for a path with a NUL.
-        """
-        if is_url(self.path):
-            size, version = self.listed or (0, 0)
-            return size, version
-        found = os.stat(self.path)
-        return found.st_size, found.st_mtime_ns
 
 
 class Listing(NamedTuple):
@@ -304,59 +276,6 @@ def _masks(folder: str) -> frozenset[str]:
 def _identity(folder: str) -> tuple[int, int]:
     status = os.stat(folder)
     return status.st_dev, status.st_ino
-
-
-def read_manifest(path: str) -> Iterator[str]:
-    """Paths of a manifest; relative ones start from its own folder.
-
-    Text: one path per line, with or without double quotes around it. CSV: a column ``path``; commas, semicolons or tabs
-    between. Raises InputError.
-    """
-    folder = posixpath.dirname(path) if is_url(path) else os.path.dirname(os.path.abspath(path))
-    try:
-        with _opened(path) as file:
-            text = path.lower().endswith(".txt")
-            for line in (_unquoted(line.rstrip("\r\n")) for line in file) if text else _column(path, file):
-                if "\0" in line:
-                    raise InputError(f"{path}: holds NUL bytes; save the manifest as UTF-8, not UTF-16")
-                if line.strip():
-                    yield _joined(folder, line)
-    except (OSError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable manifest: {error}") from error
-
-
-def _opened(path: str) -> TextIO:
-    how: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
-    return io.TextIOWrapper(io.BytesIO(read(path)), **how) if is_url(path) else open(path, **how)
-
-
-def _joined(folder: str, line: str) -> str:
-    line = without_file_protocol(line)
-    if is_url(line):
-        return line
-    if not is_url(folder) or os.path.isabs(line):
-        return os.path.join(folder, line)
-    protocol, _, place = folder.partition("://")
-    return f"{protocol}://{posixpath.normpath(posixpath.join(place, line))}"
-
-
-def _unquoted(line: str) -> str:
-    """As file managers copy paths: in quotes."""
-    inner = line.strip()
-    return inner[1:-1] if len(inner) > 2 and inner[0] == inner[-1] == '"' else line
-
-
-def _column(path: str, file: TextIO) -> Iterator[str]:
-    """The column ``path`` of a table, whatever separates its columns and however it is capitalised."""
-    head = file.readline()
-    file.seek(0)
-    delimiter = max("\t;,", key=head.count)
-    table = csv.DictReader(file, delimiter=delimiter)
-    names = {name.strip().lower(): name for name in table.fieldnames or () if name}
-    if "path" not in names:
-        raise InputError(f"{path}: a manifest needs a column named path, got {table.fieldnames}")
-    for row in table:
-        yield row[names["path"]] or ""
 
 
 def _absolute(root: str) -> str:

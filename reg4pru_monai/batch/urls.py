@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from ..fundus.remote import REMEDY, Entry, RemoteError, UrlError, checked, find, info, infos, is_url, match
 from .folder import FOLDERS
-from .inputs import MANIFEST_SUFFIXES, InputError, holds_masks, read_manifest
+from .inputs import holds_masks
+from .items import InputError
 from .journal import STATE
+from .manifests import MANIFEST_SUFFIXES, read_manifest
 
 if TYPE_CHECKING:
     from .inputs import _Found
