@@ -19,10 +19,14 @@ class _Quiet(WSGIRequestHandler):
 
 
 class ObjectStorage:
-    """An S3 server. requests: method and path of each, "GET /bucket/key". What it holds outlives a stop."""
+    """An S3 server. What it holds outlives a stop.
+
+    requests: method and path of each, "GET /bucket/key". sent: bytes of all answers.
+    """
 
     def __init__(self) -> None:
         self.requests: list[str] = []
+        self.sent = 0
         self._app = DomainDispatcherApplication(create_backend_app)
         self._port = 0
         self._server: BaseWSGIServer | None = None
@@ -71,7 +75,8 @@ class ObjectStorage:
         query = environment.get("QUERY_STRING", "")
         path = environment["PATH_INFO"] + (f"?{query}" if query else "")
         self.requests.append(f"{environment['REQUEST_METHOD']} {path}")
-        answer: Iterable[bytes] = self._app(environment, respond)
+        answer = list(self._app(environment, respond))
+        self.sent += sum(map(len, answer))
         return answer
 
 

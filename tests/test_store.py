@@ -124,9 +124,9 @@ def test_results_of_other_settings_are_not_mixed(
     ("url", "message"),
     [
         ("results", r"--store must be the URL of object storage, such as s3://bucket/results, got results"),
-        ("s3://no-such-bucket/results", "s3://no-such-bucket/results.* cannot be written: .*bucket does not exist"),
-        ("nowhere://bucket", "nowhere"),
-        ("s3://key:secret@bucket/results", "credentials"),
+        ("s3://no-such-bucket/results", "s3://no-such-bucket/results.* cannot be written: .*[Bb]ucket does not exist"),
+        ("nowhere://bucket/results", "nowhere:// is no protocol that fsspec knows"),
+        ("s3://key:secret@bucket/results", "give credentials in the environment"),
     ],
 )
 def test_what_cannot_be_written_to_is_said_before_the_first_photograph(
@@ -138,5 +138,5 @@ def test_what_cannot_be_written_to_is_said_before_the_first_photograph(
 ) -> None:
     with pytest.raises((SettingsError, WriteError), match=message) as refused:
         segment(photographs, tmp_path / "out", {"store": url})
-    assert "secret@" not in str(refused.value)
+    assert "secret" not in str(refused.value)
     assert not list((tmp_path / "out").rglob("*.png"))

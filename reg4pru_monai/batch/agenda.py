@@ -1,11 +1,11 @@
 """What a run has to do: which photographs are done, which come first, and which are better tried alone."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..fundus.remote import is_url, read
 from .failures import ProcessEndedError
 from .index import Index
 from .inputs import Item
@@ -66,10 +66,9 @@ def is_done(store: Store, item: Item, record: Record | None) -> bool:
     if record is None or record.status != "done":
         return False
     try:
-        status = os.stat(item.path)
+        if item.status() != (record.size, record.mtime_ns):
+            return False
     except OSError:
-        return False
-    if (status.st_size, status.st_mtime_ns) != (record.size, record.mtime_ns):
         return False
     return store.holds(record.outputs)
 
@@ -94,11 +93,12 @@ def _is_other(item: Item, record: Record) -> bool:
     if record.status != "done":
         return False
     try:
-        status = os.stat(item.path)
-        if (status.st_size, status.st_mtime_ns) == (record.size, record.mtime_ns):
+        size, changed = item.status()
+        if (size, changed) == (record.size, record.mtime_ns):
             return False
-        if status.st_size != record.size:
+        if size != record.size:
             return True
-        return hashlib.sha256(Path(item.path).read_bytes()).hexdigest() != record.rows[0]["sha256"]
+        content = read(item.path) if is_url(item.path) else Path(item.path).read_bytes()
+        return hashlib.sha256(content).hexdigest() != record.rows[0]["sha256"]
     except OSError:
         return False  # cannot be read: it will fail, and a failure replaces no result

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..fundus.io import FundusReadError
+from ..fundus.remote import REMEDY
 from ..runtime import root_cause
 from .columns import Column
 from .dicom import INSTALL
@@ -64,20 +65,18 @@ class WriteError(OSError):
 
 
 @contextmanager
-def naming(path: Path | str, kinds: type[Exception] = OSError) -> Iterator[None]:
-    """Let an error of what is done within say which path cannot be written: WriteError. kinds: of errors."""
+def naming(path: Path | str) -> Iterator[None]:
+    """Let an OSError of what is done within say which path or URL cannot be written: WriteError."""
     try:
         yield
     except WriteError:
         raise
-    except kinds as error:
-        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    except OSError as error:
         told = (
-            f"{path} cannot be written: {why}; make room for it or mend that, then give the same command again: "
-            "results are kept"
+            f"{path} cannot be written: {error.strerror or error}; make room for it or mend that, then give the same "
+            "command again: results are kept"
         )
-        number = getattr(error, "errno", None)
-        raise (WriteError(told) if number is None else WriteError(number, told)) from error
+        raise (WriteError(told) if error.errno is None else WriteError(error.errno, told)) from error
 
 
 def error_row(item: Item, stage: str, error: BaseException) -> dict[str, Any]:
@@ -119,6 +118,7 @@ _READING = tuple(
     for pattern, text in (
         ("^is empty", "Copy or download it again: its content never arrived."),
         ("^no such file", _GONE),
+        (f"^cannot be opened: .*{REMEDY}", f"{REMEDY.capitalize()}, then run again."),
         ("^cannot be opened: (Permission|Operation not)", _FORBIDDEN),
         ("^cannot be opened", _UNREACHABLE),
         ("^is a folder or a special file", "Leave it out of the inputs; of a folder, give the photographs in it."),

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from ..fundus.remote import is_url
 from .archives import is_archive
 from .journal import Record, Run, journals, read_lines
 from .store import FolderStore, Store
@@ -66,10 +67,14 @@ class Index:
         return None if found is None else self._record(*found)
 
     def expect(self, names: Iterable[str], root: str) -> None:
-        """Say which photographs there are; forget failures of files that are neither listed nor below ``root``."""
+        """Say which photographs there are; forget failures of files that are neither listed nor below ``root``.
+
+        Below a URL only what is listed counts: others are not asked for one by one.
+        """
         self._database.executemany("INSERT OR IGNORE INTO listed VALUES (?)", ((_key(name),) for name in names))
         query = "SELECT name FROM last WHERE NOT done AND name NOT IN (SELECT name FROM listed)"
-        gone = [key for (key,) in self._database.execute(query) if not os.path.lexists(os.path.join(root, _name(key)))]
+        left = (key for (key,) in self._database.execute(query))
+        gone = [key for key in left if is_url(root) or not os.path.lexists(os.path.join(root, _name(key)))]
         self._database.executemany("DELETE FROM last WHERE name = ?", ((key,) for key in gone))
 
     def count(self, done: bool) -> int:

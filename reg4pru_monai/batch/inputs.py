@@ -1,38 +1,32 @@
 """What to segment: files, folders, globs and manifests -> photographs with names, the same from run to run."""
 
-import csv
 import glob
 import heapq
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..fundus.datasets import find_samples
 from ..fundus.io import IMAGE_SUFFIXES
+from ..fundus.remote import is_url, without_file_protocol
+from .items import InputError, Item
 from .journal import STATE
+from .manifests import MANIFEST_SUFFIXES, read_manifest
+
+if TYPE_CHECKING:
+    from .urls import UrlInputs
 
 _SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom")
-MANIFEST_SUFFIXES = (".txt", ".csv", ".tsv")
 _MASK_FOLDER = re.compile(r"mask|manual|label|observer|segmentation|ground.?truth", re.IGNORECASE)
 
 
-class InputError(ValueError):
-    """Inputs that name nothing, or nothing that can be listed."""
-
-
-class Item(NamedTuple):
-    """One file to segment. name: its path below the root, with "/"; identifies it in every output. path: absolute."""
-
-    name: str
-    path: str
-
-
 class Listing(NamedTuple):
-    """root: absolute folder that all names are relative to. items: by name. ignored: files of other kinds, by suffix.
+    """root: absolute folder, or URL, that all names are relative to. items: by name.
 
+    ignored: files of other kinds, by suffix.
     notices: sentences about what was left out (folders that cannot be read, links that lead in circles).
     """
 
@@ -47,20 +41,22 @@ def list_inputs(inputs: Sequence[str | os.PathLike[str]], output: str | Path, ro
 
     inputs: files (taken whatever their name), folders (searched for image suffixes and DICOM; links to folders are
         followed, hidden files and the output folder are not entered), globs, and manifests: text with one path per
-        line, or CSV/TSV with a column ``path``; relative paths there start from the manifest's folder.
+        line, or CSV/TSV with a column ``path``; relative paths there start from the manifest's folder. All of them may
+        be URLs instead, of one server or bucket.
     Folders that hold results of this command are left out, wherever they come up.
     root: folder that names are relative to; default: the deepest folder that holds all inputs.
     Raises InputError.
     """
-    found = _Found(os.path.realpath(output))
+    found = _Found(output)
     for entry in inputs:
-        found.add(os.fspath(entry))
+        found.add(without_file_protocol(os.fspath(entry)))
+    found.ask()
     if not found.paths:
         reasons = [*found.notices, *([f"only {counted(found.ignored)}"] if found.ignored else [])]
         why = f" ({'; '.join(reasons)})" if reasons else ""
         raise InputError(f"no photograph in {', '.join(map(str, inputs))}{why}")
-    base = os.path.abspath(root) if root is not None else _common(found.bases)
-    items = [Item(_name(path, base), path) for path in found.paths]
+    base = _common(found.bases) if root is None else _absolute(without_file_protocol(root))
+    items = [Item(_name(path, base), path, status) for path, status in found.paths.items()]
     found.paths.clear()  # of a million photographs it takes as much memory as the list
     items.sort()
     return Listing(base, items, dict(sorted(found.ignored.items())), found.notices)
@@ -86,7 +82,7 @@ def shard(items: Sequence[Item], number: int, count: int) -> list[Item]:
         raise InputError(f"shard must be I/N with 1 <= I <= N, got {number}/{count}")
     if count == 1:
         return list(items)
-    sizes = [_size(item.path) for item in items]
+    sizes = [_size(item) for item in items]
     own = []
     filled = [(0, 0, each) for each in range(1, count + 1)]  # bytes, items, shard: a heap
     for index in sorted(range(len(items)), key=lambda index: (-sizes[index], items[index].name)):
@@ -97,38 +93,58 @@ def shard(items: Sequence[Item], number: int, count: int) -> list[Item]:
     return [items[index] for index in sorted(own)]
 
 
-def _size(path: str) -> int:
+def _size(item: Item) -> int:
     try:
-        return os.stat(path).st_size
+        return item.status()[0]
     except (OSError, ValueError):  # ValueError: a name with a NUL
         return 0
 
 
 class _Found:
-    """Collects paths; ``bases`` are folders that hold them."""
+    """Collects paths, of URLs with their status; ``bases`` are folders that hold them."""
 
-    def __init__(self, output: str) -> None:
-        self.output = output
-        self.paths: dict[str, None] = {}
+    def __init__(self, output: str | Path) -> None:
+        self.output = os.path.realpath(output)
+        self.paths: dict[str, tuple[int, int] | None] = {}
         self.bases: set[str] = set()
         self.ignored: Counter[str] = Counter()
         self.notices: list[str] = []
+        self._given = output
+        self._urls: UrlInputs | None = None
         self._results: dict[str, bool] = {}
 
     def add(self, entry: str) -> None:
-        if os.path.isdir(entry):
+        if is_url(entry):
+            self.urls.add(entry)
+        elif os.path.isdir(entry):
             self._folder(entry)
         elif entry.lower().endswith(MANIFEST_SUFFIXES) and os.path.exists(entry):
             for path in read_manifest(entry):
-                self._line(path)
+                self.line(path)
         elif os.path.lexists(entry):
             self._file(entry)
         elif not self._glob(entry):
             raise InputError(f"{entry}: no such file or folder, and no file matches it; check the path")
 
-    def _line(self, path: str) -> None:
+    @property
+    def urls(self) -> "UrlInputs":
+        """Takes the URLs."""
+        if self._urls is None:
+            from .urls import UrlInputs
+
+            self._urls = UrlInputs(self, self._given)
+        return self._urls
+
+    def ask(self) -> None:
+        """Learn what is still unknown of URLs."""
+        if self._urls is not None:
+            self._urls.ask()
+
+    def line(self, path: str) -> None:
         """A line of a manifest: what is not there is listed, and fails as a file of its own."""
-        if os.path.isdir(path):
+        if is_url(path):
+            self.urls.line(path)
+        elif os.path.isdir(path):
             self._folder(path)
         elif os.path.lexists(path) or not glob.has_magic(path) or not self._glob(path):
             self._file(path)
@@ -159,10 +175,15 @@ class _Found:
         return self._results[folder]
 
     def _suffixed(self, path: str) -> None:
-        if path.lower().endswith(_SUFFIXES):
+        if self.takes(path):
             self._file(path)
-        else:
-            self._ignore(path)
+
+    def takes(self, path: str) -> bool:
+        """Whether this is a photograph by its suffix; a file of another kind is counted."""
+        if path.lower().endswith(_SUFFIXES):
+            return True
+        self._ignore(path)
+        return False
 
     def _ignore(self, path: str) -> None:
         self.ignored[os.path.splitext(path)[1].lower() or "no suffix"] += 1
@@ -190,7 +211,7 @@ class _Found:
             self.notices.append(f"{folder} is a data set: its {len(masks)} masks are not segmented")
 
     def _holds_masks(self, folder: str) -> bool:
-        found = _MASK_FOLDER.search(os.path.basename(folder)) is not None
+        found = holds_masks(os.path.basename(folder))
         if found:
             self.notices.append(f"{folder} lies beside a folder called images and was left out")
         return found
@@ -223,6 +244,11 @@ class _Found:
         self.notices.append(f"{error.filename} cannot be listed ({error.strerror}) and was left out")
 
 
+def holds_masks(name: str) -> bool:
+    """Whether a folder of this name, beside one called images, holds masks."""
+    return _MASK_FOLDER.search(name) is not None
+
+
 def _is_unnamed_dicom(path: str) -> bool:
     """DICOM files often have no suffix, or the last number of their identifier for one."""
     suffix = os.path.splitext(path)[1]
@@ -252,45 +278,19 @@ def _identity(folder: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def read_manifest(path: str) -> Iterator[str]:
-    """Paths of a manifest; relative ones start from its own folder.
+def _absolute(root: str) -> str:
+    if not is_url(root):
+        return os.path.abspath(root)
+    from .urls import checked_input
 
-    Text: one path per line, with or without double quotes around it. CSV: a column ``path``; commas, semicolons or tabs
-    between. Raises InputError.
-    """
-    folder = os.path.dirname(os.path.abspath(path))
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            text = path.lower().endswith(".txt")
-            for line in (_unquoted(line.rstrip("\r\n")) for line in file) if text else _column(path, file):
-                if "\0" in line:
-                    raise InputError(f"{path}: holds NUL bytes; save the manifest as UTF-8, not UTF-16")
-                if line.strip():
-                    yield os.path.join(folder, line)
-    except (OSError, csv.Error) as error:
-        raise InputError(f"{path}: not a readable manifest: {error}") from error
-
-
-def _unquoted(line: str) -> str:
-    """As file managers copy paths: in quotes."""
-    inner = line.strip()
-    return inner[1:-1] if len(inner) > 2 and inner[0] == inner[-1] == '"' else line
-
-
-def _column(path: str, file: TextIO) -> Iterator[str]:
-    """The column ``path`` of a table, whatever separates its columns and however it is capitalised."""
-    head = file.readline()
-    file.seek(0)
-    delimiter = max("\t;,", key=head.count)
-    table = csv.DictReader(file, delimiter=delimiter)
-    names = {name.strip().lower(): name for name in table.fieldnames or () if name}
-    if "path" not in names:
-        raise InputError(f"{path}: a manifest needs a column named path, got {table.fieldnames}")
-    for row in table:
-        yield row[names["path"]] or ""
+    return checked_input(root)
 
 
 def _common(bases: Iterable[str]) -> str:
+    if any(map(is_url, bases)):
+        from .urls import common
+
+        return common(bases)
     try:
         return os.path.commonpath(sorted(bases))
     except ValueError:  # Windows: on several drives
@@ -298,7 +298,12 @@ def _common(bases: Iterable[str]) -> str:
 
 
 def _name(path: str, root: str) -> str:
-    relative = os.path.relpath(path, root)
+    if is_url(path) or is_url(root):
+        from .urls import name_below
+
+        relative = name_below(path, root) or os.pardir
+    else:
+        relative = os.path.relpath(path, root)
     if relative == os.pardir or relative.startswith(os.pardir + os.sep):
         raise InputError(
             f"{path} lies outside of {root}, which the names in the output are relative to; "

@@ -14,6 +14,7 @@ from torch import nn
 
 from .. import __version__
 from ..files import replacing
+from ..fundus.remote import UrlError, checked, is_url
 from ..inference import Pipeline
 from .dicom import INSTALL, check_identifiers
 from .journal import STATE
@@ -66,10 +67,8 @@ class Settings:
             raise SettingsError(f"max_pixels must be at least 1, got {self.max_pixels}")
         if self.store is not None and self.archives:
             raise SettingsError("--archives are written into the output folder: give them without --store")
-        if self.store is not None and "://" not in self.store:
-            raise SettingsError(
-                f"--store must be the URL of object storage, such as s3://bucket/results, got {self.store}"
-            )
+        if self.store is not None:
+            object.__setattr__(self, "store", _checked_store(self.store))
         check_identifiers(self.identifiers)
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,6 +82,15 @@ class Settings:
     def digest(self) -> str:
         """SHA-256 of all values, hexadecimal."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def _checked_store(url: str) -> str:
+    if not is_url(url):
+        raise SettingsError(f"--store must be the URL of object storage, such as s3://bucket/results, got {url}")
+    try:
+        return checked(url)
+    except UrlError as error:
+        raise SettingsError(str(error)) from None
 
 
 def settings_of(pipeline: Pipeline, **choices: Any) -> Settings:

@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..files import replacing
+from ..fundus.remote import filesystem, reaching
 from .archives import is_archive
 from .failures import naming
 from .journal import STATE
@@ -53,26 +53,18 @@ class ObjectStore:
     """A folder of object storage. What it holds is listed once, folder by folder, when somebody asks."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        self.url = url
         self._listed: dict[str, dict[str, int]] = {}
-
-    @cached_property
-    def _place(self) -> tuple[Any, str]:
-        """File system and path."""
-        from fsspec.core import url_to_fs
-
-        place: tuple[Any, str] = url_to_fs(self.url, use_listings_cache=False)
-        return place
 
     def claim(self, settings: Settings) -> None:
         """Take it for results of these settings; so it is known beforehand that it can be written to.
 
         Raises SettingsError where it holds results of others, WriteError.
         """
-        files, root = self._place
         name, ours = f"{STATE}/settings.txt", settings.digest.encode()
-        with naming(self.url, Exception):  # drivers raise all kinds
-            found = files.cat_file(f"{root}/{name}") if files.exists(f"{root}/{name}") else ours
+        with naming(self.url), reaching():
+            files, path = filesystem(f"{self.url}/{name}")
+            found = files.cat_file(path) if files.exists(path) else ours
         if found != ours:
             raise SettingsError(
                 f"{self.url} holds results of other settings, and those of different settings are not mixed: give "
@@ -82,34 +74,37 @@ class ObjectStore:
 
     def put(self, name: str, data: bytes) -> None:
         """See Store. Raises WriteError, as no other output would fare better: drivers try again by themselves."""
-        files, root = self._place
-        with naming(f"{self.url}/{name}", Exception):
-            files.pipe_file(f"{root}/{name}", data)
+        url = f"{self.url}/{name}"
+        with naming(url), reaching():
+            files, path = filesystem(url)
+            files.pipe_file(path, data)
 
     def publish(self, output: Path, names: Sequence[str]) -> None:
         """Copy files of the output folder, those that are there. Raises WriteError."""
-        files, root = self._place
         for name in names:
+            url = f"{self.url}/{name}"
             if (output / name).is_file():
-                with naming(f"{self.url}/{name}", Exception):
-                    files.put_file(str(output / name), f"{root}/{name}")
+                with naming(url), reaching():
+                    files, path = filesystem(url)
+                    files.put_file(str(output / name), path)
 
     def holds(self, outputs: Mapping[str, int]) -> bool:
         """See Store. Raises WriteError where it cannot be asked."""
         return all(self._sizes(os.path.dirname(name)).get(os.path.basename(name)) == outputs[name] for name in outputs)
 
     def _sizes(self, folder: str) -> dict[str, int]:
-        files, root = self._place
         if folder not in self._listed:
             if len(self._listed) >= _FOLDERS:
                 self._listed.pop(next(iter(self._listed)))
-            with naming(f"{self.url}/{folder}", Exception):
-                self._listed[folder] = _list(files, f"{root}/{folder}")
+            url = f"{self.url}/{folder}"
+            with naming(url), reaching():
+                self._listed[folder] = _list(*filesystem(url))
         return self._listed[folder]
 
 
 def _list(files: Any, folder: str) -> dict[str, int]:
     """Sizes of what lies in a folder, by name."""
+    files.invalidate_cache()
     try:
         return {os.path.basename(each["name"]): each["size"] for each in files.ls(folder, detail=True)}
     except FileNotFoundError:

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,7 +95,7 @@ class Work:
         """Read and prepare a file. Raises StageError."""
         started, stage = time.perf_counter(), "read"
         try:
-            status = os.stat(item.path)
+            size, changed = item.status()
             source = read_photographs(
                 item.path, max_pixels=self.settings.max_pixels, identifiers=self.settings.identifiers
             )
@@ -107,7 +106,7 @@ class Work:
         except Exception as error:
             raise StageError(stage, error) from error
         copied = "dicom-seg" in self.settings.outputs and frames[0].photograph.details["format"] == "DICOM"
-        size, changed, data = status.st_size, status.st_mtime_ns, source.data if copied else None
+        data = source.data if copied else None
         return Prepared(item, size, changed, source.sha256, data, frames, time.perf_counter() - started)
 
     def infer(self, files: Sequence[Prepared]) -> list[Inferred | StageError]:
@@ -180,7 +179,7 @@ class Work:
 
     def failed(self, item: Item, error: StageError) -> Record:
         """The record of a file that could not be segmented."""
-        size, changed = _status(item.path)
+        size, changed = _status(item)
         row = {"path": item.name, "status": "failed"}
         return Record(item.name, "failed", size, changed, [row], error_row(item, error.stage, error.cause), {})
 
@@ -274,9 +273,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _status(path: str) -> tuple[int, int]:
+def _status(item: Item) -> tuple[int, int]:
     try:
-        status = os.stat(path)
+        return item.status()
     except (OSError, ValueError):  # such as a name with a NUL
         return 0, 0
-    return status.st_size, status.st_mtime_ns

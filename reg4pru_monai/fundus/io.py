@@ -13,6 +13,7 @@ from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugi
 
 from ..files import replacing
 from .jpeg import START_OF_SCAN, DamagedJpeg, decode_strictly
+from .remote import REMEDY, RemoteError, UrlError, info, is_url, read, read_unsized
 
 DEFAULT_MAX_PIXELS = 150_000_000
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
@@ -34,6 +35,8 @@ _PILLOW_MAGIC: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
 _PILLOW_STARTS = tuple(magic for magic, _ in _PILLOW_MAGIC)
 # The largest file that is read has the bytes of max_pixels with 4 channels of 16 bits. TIFF and DICOM may have 32 bits
 # or several frames. Metadata and what cameras append, such as short films, come on top.
+_HEAD = 132  # bytes that tell what a file is: DICOM has its mark at their end
+_READ_AT_ONCE = 2**20  # of a URL: a request costs more than so many bytes
 _BYTES_PER_PIXEL, _BYTES_PER_PIXEL_OF_MANY, _BYTES_BESIDE = 8, 16, 64 * 2**20
 # What these say is of the decoder's inside, such as "unpack requires a buffer of 8 bytes".
 _OBSCURE = (
@@ -53,10 +56,10 @@ class FundusReadError(ValueError):
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
         super().__init__(f"{path}: {reason}")
-        self.path = Path(path)
+        self.path = os.fspath(path) if is_url(path) else Path(path)
         self.reason = reason
 
-    def __reduce__(self) -> tuple[type["FundusReadError"], tuple[Path, str]]:
+    def __reduce__(self) -> tuple[type["FundusReadError"], tuple[str | Path, str]]:
         return type(self), (self.path, self.reason)
 
 
@@ -144,10 +147,12 @@ def read_bytes(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     accepts: Callable[[bytes], bool] = is_image,
 ) -> bytes:
-    """The file's bytes, once its first ones are known to be those of an image. Raises FundusReadError.
+    """The bytes of a file or a URL, once its first ones are known to be those of an image. Raises FundusReadError.
 
     max_pixels: refuse files larger than images of so many pixels are. accepts: whether to read on, from 132 bytes.
     """
+    if is_url(path):
+        return _read_url(os.fspath(path), max_pixels, accepts)
     path = Path(path)
     if not path.exists():
         raise FundusReadError(path, "no such file; check the path")
@@ -155,7 +160,7 @@ def read_bytes(
         raise FundusReadError(path, "is a folder or a special file, not an image; give the path of one image file")
     try:
         with path.open("rb", buffering=0) as file:
-            head = file.read(132)
+            head = file.read(_HEAD)
             _check_head(path, head, accepts)
             _check_length(path, head, os.fstat(file.fileno()).st_size, max_pixels)
             file.seek(0)  # read again, not joined: that would be a copy of the whole file
@@ -164,7 +169,31 @@ def read_bytes(
         raise FundusReadError(path, f"cannot be opened: {error.strerror}; check its permissions") from error
 
 
-def _check_head(path: Path, head: bytes, accepts: Callable[[bytes], bool]) -> None:
+def _read_url(url: str, max_pixels: int, accepts: Callable[[bytes], bool]) -> bytes:
+    try:
+        found = info(url)
+        if found.folder:
+            raise FundusReadError(url, "is a folder or a special file, not an image; give the path of one image file")
+        if found.size is None:
+            limit = _BYTES_PER_PIXEL_OF_MANY * max_pixels + _BYTES_BESIDE
+            data = read_unsized(url, limit + 1)
+        else:
+            first = found.size if found.size <= _READ_AT_ONCE else _HEAD
+            data = read(url, first) if first else b""
+        _check_head(url, data[:_HEAD], accepts)
+        _check_length(url, data[:_HEAD], len(data) if found.size is None else found.size, max_pixels)
+        if found.size is not None and len(data) < found.size:
+            data = read(url, found.size)
+            if len(data) < found.size:
+                raise RemoteError(f"only {len(data)} of its {found.size} bytes arrived")
+        return data
+    except FileNotFoundError:
+        raise FundusReadError(url, "no such file; check the path") from None
+    except (RemoteError, UrlError) as error:
+        raise FundusReadError(url, f"cannot be opened: {error}; {REMEDY}") from None  # drivers only say what this says
+
+
+def _check_head(path: Path | str, head: bytes, accepts: Callable[[bytes], bool]) -> None:
     if not head:
         raise FundusReadError(path, "is empty (0 bytes); copy or download it again")
     if not accepts(head):
@@ -173,7 +202,7 @@ def _check_head(path: Path, head: bytes, accepts: Callable[[bytes], bool]) -> No
         )
 
 
-def _check_length(path: Path, head: bytes, length: int, max_pixels: int) -> None:
+def _check_length(path: Path | str, head: bytes, length: int, max_pixels: int) -> None:
     each = _BYTES_PER_PIXEL if head.startswith(_PILLOW_STARTS) else _BYTES_PER_PIXEL_OF_MANY
     limit = each * max_pixels + _BYTES_BESIDE
     if length > limit:
