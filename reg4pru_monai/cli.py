@@ -70,7 +70,7 @@ def summary(
 
 @app.command(cls=CouldNotRun)
 def segment(
-    inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, or manifests (.txt, .csv, .tsv).")],
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, manifests (.txt, .csv, .tsv), or URLs of them (s3://…).")],
     output: Annotated[Path, typer.Option(help="Folder for the results; made where it does not exist.")] = Path(
         "runs/segmented"
     ),
@@ -100,7 +100,7 @@ def segment(
     ] = None,
     identifiers: Annotated[str, typer.Option(help="DICOM keywords that name a row, with commas.")] = "",
     max_pixels: Annotated[int, typer.Option(help="Larger photographs are refused.")] = 150_000_000,
-    root: Annotated[str | None, typer.Option(help="Folder that names are relative to.")] = None,
+    root: Annotated[str | None, typer.Option(help="Folder or URL that names are relative to.")] = None,
     shard: Annotated[str, typer.Option(help="I/N: only part I of N.")] = "1/1",
     batch_size: Annotated[int, typer.Option(help="Photographs whose windows share a forward pass.")] = 1,
     workers: Annotated[
