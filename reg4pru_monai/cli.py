@@ -70,7 +70,9 @@ def summary(
 
 @app.command(cls=CouldNotRun)
 def segment(
-    inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs, manifests (.txt, .csv, .tsv), or URLs of them (s3://…).")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Files, folders, globs, manifests (.txt, .csv, .tsv), or URLs of them (s3://…).")
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the results; made where it does not exist.")] = Path(
         "runs/segmented"
     ),
