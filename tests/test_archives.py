@@ -5,14 +5,18 @@ import signal
 import subprocess
 import tarfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
 
 from batches import computed, seen, segment, table, write_photographs
-from reg4pru_monai.batch import archives
-from reg4pru_monai.batch.archives import Archives, finish, sample_name
+from reg4pru_monai.batch import archives, locks
+from reg4pru_monai.batch.archives import Archives, finish
+from reg4pru_monai.batch.journal import Journal
+from reg4pru_monai.batch.names import sample_name
 from reg4pru_monai.batch.settings import SettingsError
 from test_batch_killed import ended, search_path, start  # noqa: F401  # a fixture
 
@@ -81,6 +85,7 @@ def test_the_files_of_a_photograph_follow_each_other_under_one_key(photographs: 
         if samples[-1:] != [key]:
             samples.append(key)
     assert len(samples) == len(set(samples)) == 4
+    assert sample_name("x/a.dcm", 1) != sample_name("x/a.dcm~frames/1")
     assert sample_name("100%.ü photograph.png") == "100%25%2Eü photograph%2Epng"
 
 
@@ -136,6 +141,63 @@ def test_what_stands_behind_the_last_line_is_cut_off(photographs: Path, tmp_path
     begun.write_bytes(b"half a header")
     segment(photographs, tmp_path, TAR)
     assert not begun.exists()
+    assert len(archived(tmp_path)) == 4 * 3
+
+
+def test_what_an_archive_lost_is_not_made_up_for_with_zeros(photographs: Path, tmp_path: Path) -> None:
+    """An unfinished run, whose archive came back from a copy that was cut off."""
+    segment(photographs, tmp_path, TAR, workers=1)
+    (journal,) = (tmp_path / ".reg4pru" / "journal").iterdir()
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(line for line in lines if not line.startswith(b'{"end"')))
+    (path,) = (tmp_path / "archives").iterdir()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert segment(photographs, tmp_path, TAR, limit=1).before < 3
+    assert segment(photographs, tmp_path, TAR).missing == 0
+    readable = set()
+    for each in (tmp_path / "archives").iterdir():
+        with tarfile.open(each) as archive, suppress(tarfile.ReadError):
+            for member in archive:
+                readable.add(member.name)
+    assert sum(name.endswith(".mask.png") for name in readable) == 4
+
+
+def test_a_journal_that_cannot_be_written_leaves_nothing_in_the_archive(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Journal._write
+
+    def full(self: Journal, line: dict[str, Any], sync: bool = True) -> None:
+        if "record" in line and computed(tmp_path):
+            raise OSError(28, "No space left on device")
+        write(self, line, sync)
+
+    monkeypatch.setattr(Journal, "_write", full)
+    with pytest.raises(OSError, match="No space left"):
+        segment(photographs, tmp_path, TAR, workers=1)
+    monkeypatch.undo()
+    assert len(archived(tmp_path)) == 3
+    assert segment(photographs, tmp_path, TAR).done == 3
+    assert len(archived(tmp_path)) == 4 * 3
+
+
+def test_without_locks_no_archive_is_touched(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be that of a run that is at work."""
+    segment(photographs, tmp_path, TAR, limit=2)
+    (journal,) = (tmp_path / ".reg4pru" / "journal").iterdir()
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(line for line in lines if not line.startswith(b'{"end"')))
+    (path,) = (tmp_path / "archives").iterdir()
+    with path.open("ab") as file:
+        file.write(b"more")
+    before = path.read_bytes()
+    monkeypatch.setattr(locks, "lock", lambda *given, **how: None)
+    segment(photographs, tmp_path, TAR)
+    assert path.read_bytes() == before
+    monkeypatch.undo()
+    segment(photographs, tmp_path, TAR)
     assert len(archived(tmp_path)) == 4 * 3
 
 
@@ -195,4 +257,7 @@ def test_other_programs_read_them(tmp_path: Path) -> None:
     assert not listed.stderr
     whole = (tmp_path / name).read_bytes()
     finish(tmp_path / name, end[name])  # whole already
+    assert (tmp_path / name).read_bytes() == whole
+    (tmp_path / name).write_bytes(whole[: end[name]] + b"half a photograph".ljust(len(whole) - end[name]))
+    finish(tmp_path / name, end[name])  # though it has the length of a whole one
     assert (tmp_path / name).read_bytes() == whole

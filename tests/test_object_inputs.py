@@ -195,10 +195,12 @@ def test_the_rules_of_folders_hold(storage: ObjectStorage, tmp_path: Path) -> No
     assert names(list_inputs([f"{url}/*/*.png"], "o")) == ["x-y/i.png", "x/j.png"]
 
 
-def test_the_output_itself_is_left_out(url: str) -> None:
-    assert "left/photograph_00.png" not in names(list_inputs([url], f"{url}/left"))
-    with pytest.raises(InputError, match="is the --output itself and was left out"):
-        list_inputs([f"{url}/left"], f"{url}/left/")
+def test_results_on_object_storage_are_left_out(url: str, photographs: Path, tmp_path: Path) -> None:
+    bucket = url.rpartition("/")[0] if url.count("/") > 2 else url
+    segment(photographs, tmp_path / "out", {"store": f"{bucket}/results"})
+    assert not any("masks" in name for name in names(list_inputs([bucket], "out")))
+    with pytest.raises(InputError, match="holds results of this command and was left out"):
+        list_inputs([f"{bucket}/results/masks"], "out")
 
 
 def test_globs(storage: ObjectStorage, url: str) -> None:

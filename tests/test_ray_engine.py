@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,14 @@ import torch
 from typer.testing import CliRunner
 
 from bad_files import write_bad_files
-from batches import comparable, computed, journal_lines, seen, segment, table, write_photographs
+from batches import comparable, computed, journal_lines, seen, segment, small_pipeline, table, write_photographs
 from ray_faults import FaultyWork, plan_faults, segment_with_faults
 from reg4pru_monai.batch import ray_engine
 from reg4pru_monai.batch.failures import ClusterError, WriteError
+from reg4pru_monai.batch.journal import Journal
 from reg4pru_monai.batch.ray_plan import Plan, RayOptions, plan
-from reg4pru_monai.batch.settings import SettingsError
+from reg4pru_monai.batch.settings import SettingsError, settings_of
+from reg4pru_monai.batch.work import Work
 from reg4pru_monai.cli import app
 from reg4pru_monai.files import is_leftover
 from test_archives import archived, as_files
@@ -116,6 +119,34 @@ def test_archives_hold_what_lies_in_files(
     summary = segment(photographs, tmp_path / "out", {"archives": True}, ray=cluster)
     assert (summary.failed, summary.missing) == (0, 0)
     assert as_files(archived(tmp_path / "out")) == comparable(expected)[0]
+
+
+def test_a_relative_output_is_that_of_the_driver(
+    cluster: RayOptions, photographs: Path, expected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert segment(photographs, Path("out"), ray=cluster).done == COUNT
+    assert comparable(tmp_path / "out") == comparable(expected)
+
+
+def test_a_cluster_that_lost_what_was_asked_for_says_so(
+    cluster: RayOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = Work(small_pipeline(), settings_of(small_pipeline()), tmp_path)
+    journal = Journal(tmp_path, {})
+    engine = ray_engine.RayEngine(
+        work, journal, RayOptions(actors=9, cpus=1), Plan(9, 1.0, 0.0, 1, 0.5), 1, threading.Event()
+    )
+    with pytest.raises(ClusterError, match=r"leave none of the cluster's 2 CPUs.* it has lost nodes; results are kept"):
+        engine._smaller()
+    engine = ray_engine.RayEngine(work, journal, RayOptions(), Plan(1, 1.0, 1.0, 1, 0.5), 1, threading.Event())
+    with pytest.raises(ClusterError, match="has lost its GPUs; results are kept"):
+        engine._smaller()
+    monkeypatch.setattr(ray_engine, "PATIENCE", 0.5)
+    engine.plan = Plan(1, 64.0, 0.0, 1, 0.5)
+    with pytest.raises(ClusterError, match="no node of the Ray cluster has 64 CPUs and 0 GPUs any more"):
+        engine._waited(ray.remote(lambda: None).options(num_cpus=64).remote())
+    journal.close()
 
 
 def test_what_dies_is_done_again_and_what_always_dies_is_given_up(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from batches import comparable, computed, segment, write_photographs
+from batches import comparable, computed, journal_lines, segment, write_photographs
 from ray_faults import FaultyWork, plan_faults
 from reg4pru_monai.batch import ray_engine
 from reg4pru_monai.batch.ray_plan import RayOptions
@@ -65,6 +65,7 @@ def test_a_node_that_dies_takes_nothing_along(
     summary = segment(photographs, output, ray=RayOptions(ray.get_runtime_context().gcs_address))
     killer.join()
     assert ray.cluster_resources()["CPU"] == 2
+    assert not any(line.get("alone") for line in journal_lines(output))  # one by one they would take for ever
     assert "has become smaller; goes on with Ray: 1 x 1 CPUs" in caplog.text
     assert (summary.done, summary.failed, summary.missing) == (COUNT, 0, 0)
     assert sorted(computed(output)) == sorted(path.name for path in photographs.iterdir())

@@ -1,5 +1,6 @@
 """Outputs on object storage, tried with an S3 server on this machine."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,11 @@ def test_results_of_other_settings_are_not_mixed(
     tmp_path: Path,
 ) -> None:
     segment(photographs, tmp_path / "a", on(bucket), limit=1)
-    with pytest.raises(SettingsError, match=r"results holds results of other settings.*give another --store"):
+    with pytest.raises(SettingsError, match=r"results holds results of another --output, or of other settings.*give"):
         segment(photographs, tmp_path / "b", on(bucket) | {"threshold": 0.4})
+    with pytest.raises(SettingsError, match="holds results of another --output"):
+        segment(photographs, tmp_path / "c", on(bucket))
+    assert segment(photographs, tmp_path / "b", {"store": f"s3://{bucket}/own"}).done == 4  # nothing stuck to it
     with pytest.raises(SettingsError, match="--overwrite cannot put aside what is on object storage"):
         segment(photographs, tmp_path / "a", on(bucket), overwrite=True)
     with pytest.raises(SettingsError, match="another --output"):
@@ -124,7 +128,10 @@ def test_results_of_other_settings_are_not_mixed(
     ("url", "message"),
     [
         ("results", r"--store must be the URL of object storage, such as s3://bucket/results, got results"),
-        ("s3://no-such-bucket/results", "s3://no-such-bucket/results.* cannot be written: .*[Bb]ucket does not exist"),
+        (
+            "s3://no-such-bucket/results",
+            "s3://no-such-bucket.* cannot be written: .*bucket does not exist; check the address",
+        ),
         ("nowhere://bucket/results", "nowhere:// is no protocol that fsspec knows"),
         ("s3://key:secret@bucket/results", "give credentials in the environment"),
     ],
@@ -140,3 +147,24 @@ def test_what_cannot_be_written_to_is_said_before_the_first_photograph(
         segment(photographs, tmp_path / "out", {"store": url})
     assert "secret" not in str(refused.value)
     assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_a_name_that_no_object_can_have_is_a_failure_of_its_own(
+    storage: ObjectStorage,  # noqa: F811
+    bucket: str,
+    photographs: Path,
+    tmp_path: Path,
+) -> None:
+    folder = shutil.copytree(photographs, tmp_path / "in")
+    (folder / "photograph_00.png").rename(folder / "m\udcfcller.png")
+    summary = segment(folder, tmp_path / "out", on(bucket))
+    assert (summary.done, summary.failed) == (3, 1)
+    (row,) = table(tmp_path / "out", "errors.csv")
+    assert (row["stage"], row["remedy"]) == ("write", "Rename the photograph, then run again.")
+
+
+def test_an_output_that_is_a_url_is_refused(photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match="--output is a folder, for journal and tables: give s3://b/r as --store"):
+        segment(photographs, "s3://b/r")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())

@@ -17,11 +17,6 @@ ARCHIVES = "archives"  # folder
 ARCHIVE_BYTES = 1_000_000_000  # the next photograph goes into another archive
 
 
-def sample_name(name: str) -> str:
-    """The name of a photograph without dots (as %2E, so that it can be told back): WebDataset ends it at the first."""
-    return name.replace("%", "%25").replace(".", "%2E")
-
-
 def is_archive(name: str) -> bool:
     """Whether a name in the output folder is that of an archive."""
     return name.startswith(f"{ARCHIVES}/")
@@ -34,6 +29,7 @@ class Archives:
         self.output, self.stem = output, stem
         self._number = -1
         self._name = ""
+        self._start = 0
         self._file: IO[bytes] | None = None
 
     def add(self, files: Mapping[str, bytes]) -> dict[str, int]:
@@ -43,8 +39,15 @@ class Archives:
         """
         if self._file is None or self._file.tell() >= ARCHIVE_BYTES:
             self._file = self._next()
+        self._start = self._file.tell()
         append(self._file, b"".join(_member(name, data) for name, data in files.items()))
         return {self._name: self._file.tell()}
+
+    def undo(self) -> None:
+        """Take back what was added last. Raises OSError."""
+        if self._file is not None:
+            self._file.truncate(self._start)
+            self._file.seek(self._start)
 
     def close(self) -> None:
         """Write the end of the archive. Raises OSError."""
@@ -66,13 +69,16 @@ class Archives:
 
 
 def finish(path: Path, end: int) -> None:
-    """Cut off what stands behind ``end`` bytes and end an archive there; remove it if that is 0. Raises OSError."""
+    """Cut off what stands behind ``end`` bytes and end an archive there; remove it if that is 0. Raises OSError.
+
+    One that is shorter is left alone: what it lost is done again, which zeros in its place would prevent.
+    """
     if end == 0:
         path.unlink(missing_ok=True)
         return
-    whole = -(-(end + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
-    if path.stat().st_size == whole:
+    if path.stat().st_size < end:
         return
+    whole = -(-(end + 2 * tarfile.BLOCKSIZE) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
     with open(path, "r+b") as file:
         file.truncate(end)
         file.truncate(whole)  # zeros

@@ -65,18 +65,18 @@ class WriteError(OSError):
 
 
 @contextmanager
-def naming(path: Path | str) -> Iterator[None]:
-    """Let an OSError of what is done within say which path or URL cannot be written: WriteError."""
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError of what is done within say which path cannot be written: WriteError."""
     try:
         yield
     except WriteError:
         raise
     except OSError as error:
-        told = (
+        raise WriteError(
+            error.errno,
             f"{path} cannot be written: {error.strerror or error}; make room for it or mend that, then give the same "
-            "command again: results are kept"
-        )
-        raise (WriteError(told) if error.errno is None else WriteError(error.errno, told)) from error
+            "command again: results are kept",
+        ) from error
 
 
 def error_row(item: Item, stage: str, error: BaseException) -> dict[str, Any]:

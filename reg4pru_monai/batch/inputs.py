@@ -109,7 +109,6 @@ class _Found:
         self.bases: set[str] = set()
         self.ignored: Counter[str] = Counter()
         self.notices: list[str] = []
-        self._given = output
         self._urls: UrlInputs | None = None
         self._results: dict[str, bool] = {}
 
@@ -132,7 +131,7 @@ class _Found:
         if self._urls is None:
             from .urls import UrlInputs
 
-            self._urls = UrlInputs(self, self._given)
+            self._urls = UrlInputs(self)
         return self._urls
 
     def ask(self) -> None:

@@ -65,7 +65,12 @@ class Journal:
         """
         with self._lock:  # in one order in both, so that what a kill leaves over is at the archive's end
             outputs = self._archives.add(archived) if archived else record.outputs
-            self._write({"record": record._replace(outputs=outputs)._asdict()})
+            try:
+                self._write({"record": record._replace(outputs=outputs)._asdict()})
+            except OSError:
+                if archived:
+                    self._archives.undo()  # or it would be there twice, once it is done again
+                raise
 
     def close(self, **summary: Any) -> None:
         """Append how the run ended, and close the file. Raises OSError."""

@@ -35,28 +35,28 @@ def check_other_shards(output: Path, number: int, count: int) -> None:
 
 
 @contextmanager
-def locked(output: Path, name: str, wait: bool = False, mark: bool = True) -> Iterator[None]:
+def locked(output: Path, name: str, wait: bool = False, mark: bool = True) -> Iterator[bool]:
     """Hold a lock of the output folder; released by the system however the process ends. Raises LockedError.
 
-    wait: wait for it instead of raising LockedError. mark: leave in it who holds it. Where the file system knows no
-    locks there are none.
+    wait: wait for it instead of raising LockedError. mark: leave in it who holds it. Gives whether it is held: where
+    the file system knows no locks there are none.
     """
     path = output / STATE / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
-        _lock(file, output, wait)
+        held = _lock(file, output, wait)
         if mark:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
             file.flush()
-        yield
+        yield held
 
 
-def _lock(file: Any, output: Path, wait: bool) -> None:
+def _lock(file: Any, output: Path, wait: bool) -> bool:
     """Lock an open file; where the file system knows no locks, results stay whole, only work may be done twice."""
     for attempt in range(_ATTEMPTS):
-        if lock(file, wait=wait) is not False:
-            return
+        if (held := lock(file, wait=wait)) is not False:
+            return held is True
         if attempt + 1 < _ATTEMPTS:
             time.sleep(0.1)  # somebody may only have asked whether it is locked
     file.seek(0)

@@ -29,6 +29,17 @@ def output_name(kind: str, name: str, suffix: str, frame: int | None = None) -> 
     return "/".join((kind, *parts))
 
 
+def sample_name(name: str, frame: int | None = None) -> str:
+    """The key of a photograph or a frame in an archive: as in output_name, without dots, where WebDataset ends keys.
+
+    They become %2E, and per cent signs %25, so that the name can be told back.
+    """
+    *folders, last = name.split("/")
+    parts = [_part(folder) for folder in folders]
+    parts += [_part(last)] if frame is None else [_part(last) + _FRAMES, str(frame)]
+    return "/".join(parts).replace("%", "%25").replace(".", "%2E")
+
+
 def path_within(output: Path, name: str) -> Path:
     """The path of a name in the output folder. Raises OutputError where links inside of it lead out of it."""
     path = output / name

@@ -21,6 +21,7 @@ from .inputs import Item
 from .journal import STATE, Journal, Record
 from .ray_plan import Plan, RayOptions, plan
 from .settings import SettingsError
+from .store import store_of
 from .work import Work
 
 logger = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ class RayEngine(Engine):
     ) -> None:
         super().__init__(copy.copy(work), journal, stop)
         self.work.output = work.output.absolute()  # workers are in folders of their own
+        self.work.store = store_of(self.work.output, work.settings.store)
         self.options, self.plan, self.batch_size = options, plan, batch_size
         self._shrunk = False  # whether the last stream ended because the cluster is too small for the plan
         self._network = 0.0
@@ -153,12 +155,22 @@ class RayEngine(Engine):
     def _streamed(self, items: Sequence[Item], size: int) -> list[Item]:
         """As _together, and again by a smaller plan whenever nodes are gone that the plan needs."""
         lost = self._together(items, size)
-        while self._shrunk and not self.stop.is_set():
+        while self._shrunk and lost and not self.stop.is_set():
             self._shrunk = False
-            self.plan = plan(self.options, *_resources())
+            self.plan = self._smaller()
             logger.warning("the Ray cluster has become smaller; goes on with %s", self.plan)
             lost = self._together(lost, size)
         return lost
+
+    def _smaller(self) -> Plan:
+        """A plan for what is left of the cluster. Raises ClusterError where that is too little."""
+        try:
+            found = plan(self.options, *_resources())
+        except SettingsError as error:
+            raise ClusterError(f"{error}: it has lost nodes; results are kept: give the same command again") from error
+        if self.plan.gpus and not found.gpus:
+            raise ClusterError("the Ray cluster has lost its GPUs; results are kept: give the same command again")
+        return found
 
     def _together(self, items: Sequence[Item], size: int) -> list[Item]:
         """Read, compute and write as a stream; ``size`` files are given out together. Returns those that got lost."""
@@ -217,6 +229,15 @@ class RayEngine(Engine):
     def _watching(self, data: Any) -> Iterator[None]:
         """End the stream when the cluster stays too small for the plan: actors that found no place wait for ever."""
         ended = threading.Event()
+        executors: list[Any] = []
+        create = data._create_executor
+
+        def kept() -> Any:
+            executors.append(create())
+            return executors[-1]
+
+        # No public way ends a stream from another thread, and the iterator tells of its executor with the first result.
+        data._create_executor = kept
 
         def watch() -> None:
             since = time.monotonic()
@@ -225,8 +246,8 @@ class RayEngine(Engine):
                     since = time.monotonic()
                 elif time.monotonic() - since > PATIENCE:
                     self._shrunk = True
-                    data._current_executor.shutdown(force=True)  # no public way from another thread
-                    return
+                    for executor in executors:  # again, where its execution had not begun
+                        executor.shutdown(force=True)
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
@@ -255,7 +276,7 @@ class RayEngine(Engine):
         for _ in range(ATTEMPTS):
             self.journal.begin(item.name, alone=True)
             try:
-                outcome = ray.get(call.remote(self._sent, item, self.plan.gpus, self.plan.threads))
+                outcome = self._waited(call.remote(self._sent, item, self.plan.gpus, self.plan.threads))
             except ray.exceptions.RayTaskError:
                 raise
             except ray.exceptions.RayError as error:
@@ -265,6 +286,19 @@ class RayEngine(Engine):
             else:
                 return self._take(item, outcome)
         self._record(self.work.given_up(item))
+
+    def _waited(self, reference: Any) -> Any:
+        """What a call returns. Raises ClusterError where no node has a place for it any more."""
+        import ray
+
+        while not ray.wait([reference], timeout=PATIENCE)[0]:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            if not any(each.get("CPU", 0) >= self.plan.cpus and each.get("GPU", 0) >= self.plan.gpus for each in nodes):
+                raise ClusterError(
+                    f"no node of the Ray cluster has {self.plan.cpus:g} CPUs and {self.plan.gpus:g} GPUs any more; "
+                    "results are kept: give the same command again"
+                )
+        return ray.get(reference)
 
 
 @contextmanager
@@ -322,8 +356,9 @@ def _actor(name: str) -> type:
 
 
 def _stop_actor() -> Any:
-    """An actor that remembers whether it was asked to stop."""
+    """An actor beside the driver, so that no node takes it along, that remembers whether it was asked to stop."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     class Stop:  # here, so that its process need not import this package
         def __init__(self) -> None:
@@ -335,7 +370,8 @@ def _stop_actor() -> Any:
         def asked(self) -> bool:
             return self._asked
 
-    return ray.remote(Stop).options(num_cpus=0).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Stop).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 def _folder(agenda: Agenda) -> str | None:

@@ -7,12 +7,14 @@ from typing import Any
 
 from .. import __version__
 from .failures import naming
+from .folder import TABLES
 from .inputs import Listing, counted
 from .locks import locked
 from .report import write_report
 from .rows import COLUMNS
 from .settings import Settings
 from .status import Status, read_status
+from .store import ObjectStore, store_of
 from .tables import errors, rows, write_tables
 from .work import thumbnail_path
 
@@ -32,7 +34,6 @@ def versions() -> dict[str, str]:
 def write_reports(output: Path, listing: Listing, settings: Settings, parquet: bool) -> None:
     """Write them. Raises WriteError."""
     # One at a time, so that the last shard to finish sees all.
-    # One at a time, so that the last shard to finish sees all.
     with naming(output), locked(output, "reports", wait=True), read_status(output) as status:
         run = {
             "settings": settings.to_dict(),
@@ -51,6 +52,9 @@ def write_reports(output: Path, listing: Listing, settings: Settings, parquet: b
         write_tables(output, status.which.records, status.which.failures, run, parquet)
         with naming(output / "report.html"):
             _write_report(output, status, run)
+        store = store_of(output, settings.store)
+        if isinstance(store, ObjectStore):
+            store.publish(output, TABLES)
 
 
 def _write_report(output: Path, status: Status, run: dict[str, Any]) -> None:

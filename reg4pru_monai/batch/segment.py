@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
+from ..fundus.remote import is_url
 from ..inference import Pipeline
 from ..runtime import device_name
 from .agenda import Agenda, make_agenda
 from .archives import repair
 from .engine import LocalEngine, Profile
 from .failures import WriteError
-from .folder import TABLES, check_output, put_aside, sweep
+from .folder import check_output, put_aside, sweep
 from .index import Index
 from .inputs import Item, Listing, counted, list_inputs, parse_shard, shard
 from .journal import Journal, Record
@@ -106,6 +107,8 @@ def segment_photographs(
     Raises InputError, SettingsError, LockedError, WriteError, OSError; with ray also ClusterError.
     """
     threading.Thread(target=warm_up, daemon=True).start()
+    if is_url(str(output)):
+        raise SettingsError(f"--output is a folder, for journal and tables: give {output} as --store")
     output = Path(output)
     _check(workers, batch_size, limit, overwrite, part, parquet)
     if overwrite and settings.store is not None:
@@ -116,17 +119,16 @@ def segment_photographs(
     if dry_run:
         return _summary(output, listing, items, _planned(output, items, settings, listing.root, overwrite), limit)
     own = lock_name(f"{part[0]}/{part[1]}")
-    with _engine(ray, workers, batch_size) as (start, how), locked(output, own):
+    with _engine(ray, workers, batch_size) as (start, how), locked(output, own) as held:
         check_other_shards(output, *part)
         if overwrite:
             put_aside(output, own)
+        _claim_store(output, settings)
         moved = claim(output, settings, listing.root).root != listing.root
-        store = store_of(output, settings.store)
-        if isinstance(store, ObjectStore):
-            store.claim(settings)
-        with Index(output, settings.digest, store) as index:
+        with Index(output, settings.digest, store_of(output, settings.store)) as index:
+            if held:  # else they may be those of a run that is at work
+                _repair(output, index, part)
             agenda = make_agenda(index, items, moved)
-            _repair(output, index, part)
         if moved:
             set_root(output, settings, listing.root)
         save_listing(output, (item.name for item in listing.items))
@@ -137,8 +139,6 @@ def segment_photographs(
             header = {"bundle": bundle, "shard": f"{part[0]}/{part[1]}", **how, "batch_size": batch_size}
             _run(start, work, agenda.limited(limit), summary, header, stop, progress)
             write_reports(output, listing, settings, parquet)
-            if isinstance(store, ObjectStore):
-                store.publish(output, TABLES)
             sweep(output)
     return summary
 
@@ -149,6 +149,15 @@ def _planned(output: Path, items: Sequence[Item], settings: Settings, root: str,
         return Agenda(list(items), [], [])
     with Index(output, settings.digest, store_of(output, settings.store)) as index:
         return make_agenda(index, items, check_claim(output, settings).root != root)
+
+
+def _claim_store(output: Path, settings: Settings) -> None:
+    """Before the output folder remembers its URL, which may be mistyped. Raises SettingsError, WriteError."""
+    store = store_of(output, settings.store)
+    if isinstance(store, ObjectStore):
+        if is_claimed(output):
+            check_claim(output, settings)
+        store.claim(output, settings)
 
 
 def _repair(output: Path, index: Index, part: tuple[int, int]) -> None:

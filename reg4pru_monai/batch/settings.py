@@ -19,6 +19,7 @@ from ..inference import Pipeline
 from .dicom import INSTALL, check_identifiers
 from .journal import STATE
 
+SETTINGS = f"{STATE}/settings.json"
 OUTPUTS = ("mask", "probability", "overlay", "contour", "nifti", "dicom-seg")
 
 
@@ -141,7 +142,7 @@ def is_claimed(output: Path) -> bool:
 def claim(output: Path, settings: Settings, root: str) -> Claim:
     """Make an output folder, or enter one that was made with the same settings. Raises SettingsError, OSError."""
     if not is_claimed(output):
-        _create(_path(output), {"settings": settings.to_dict(), "digest": settings.digest, "root": root})
+        create_once(_path(output), {"settings": settings.to_dict(), "digest": settings.digest, "root": root})
     return check_claim(output, settings)
 
 
@@ -177,10 +178,10 @@ def read_claim(output: Path) -> Claim:
 
 
 def _path(output: Path) -> Path:
-    return output / STATE / "settings.json"
+    return output / SETTINGS
 
 
-def _create(path: Path, content: Mapping[str, Any]) -> None:
+def create_once(path: Path, content: Mapping[str, Any]) -> None:
     """Write, unless another process was faster."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}")

@@ -1,17 +1,20 @@
 """Where the outputs of photographs go: into the output folder, or onto object storage (fsspec)."""
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..files import replacing
-from ..fundus.remote import filesystem, reaching
+from ..fundus.remote import REMEDY, filesystem, reaching
 from .archives import is_archive
-from .failures import naming
+from .failures import WriteError
 from .journal import STATE
-from .names import path_within
-from .settings import Settings, SettingsError
+from .names import OutputError, path_within
+from .settings import SETTINGS, Settings, SettingsError, create_once
 
 _FOLDERS = 16  # whose lists are remembered: photographs come in the order of their names
 
@@ -56,26 +59,39 @@ class ObjectStore:
         self.url = url
         self._listed: dict[str, dict[str, int]] = {}
 
-    def claim(self, settings: Settings) -> None:
-        """Take it for results of these settings; so it is known beforehand that it can be written to.
+    def claim(self, output: Path, settings: Settings) -> None:
+        """Take it for the results of an output folder; so it is known beforehand that it can be written to.
 
-        Raises SettingsError where it holds results of others, WriteError.
+        Raises SettingsError where it holds those of another folder or of other settings, WriteError.
         """
-        name, ours = f"{STATE}/settings.txt", settings.digest.encode()
-        with naming(self.url), reaching():
-            files, path = filesystem(f"{self.url}/{name}")
-            found = files.cat_file(path) if files.exists(path) else ours
-        if found != ours:
+        create_once(output / STATE / "store.json", {"folder": uuid.uuid4().hex})
+        folder = json.loads((output / STATE / "store.json").read_text(encoding="utf-8"))["folder"]
+        ours = {"digest": settings.digest, "folder": folder}
+        url = f"{self.url}/{SETTINGS}"
+        with _asked(url, "read"):
+            files, path = filesystem(url)
+            found = files.cat_file(path) if files.exists(path) else None
+        if found is None:
+            self.put(SETTINGS, json.dumps(ours).encode())
+        elif json.loads(found) != ours:
             raise SettingsError(
-                f"{self.url} holds results of other settings, and those of different settings are not mixed: give "
-                "another --store"
+                f"{self.url} holds results of another --output, or of other settings, which are not mixed: give "
+                "another --store and another --output"
             )
-        self.put(name, ours)
 
     def put(self, name: str, data: bytes) -> None:
-        """See Store. Raises WriteError, as no other output would fare better: drivers try again by themselves."""
+        """See Store. Raises OutputError for a name that no object can have.
+
+        Raises WriteError for all else, as no other output would fare better: drivers try again by themselves.
+        """
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise OutputError(
+                f"{name!r} is not UTF-8, as names of objects must be; rename the photograph, then run again"
+            ) from None
         url = f"{self.url}/{name}"
-        with naming(url), reaching():
+        with _asked(url, "written"):
             files, path = filesystem(url)
             files.pipe_file(path, data)
 
@@ -84,7 +100,7 @@ class ObjectStore:
         for name in names:
             url = f"{self.url}/{name}"
             if (output / name).is_file():
-                with naming(url), reaching():
+                with _asked(url, "written"):
                     files, path = filesystem(url)
                     files.put_file(str(output / name), path)
 
@@ -97,7 +113,7 @@ class ObjectStore:
             if len(self._listed) >= _FOLDERS:
                 self._listed.pop(next(iter(self._listed)))
             url = f"{self.url}/{folder}"
-            with naming(url), reaching():
+            with _asked(url, "listed"):
                 self._listed[folder] = _list(*filesystem(url))
         return self._listed[folder]
 
@@ -109,6 +125,20 @@ def _list(files: Any, folder: str) -> dict[str, int]:
         return {os.path.basename(each["name"]): each["size"] for each in files.ls(folder, detail=True)}
     except FileNotFoundError:
         return {}
+    finally:
+        files.invalidate_cache()  # it would keep the list: of a large archive, GiB
+
+
+@contextmanager
+def _asked(url: str, what: str) -> Iterator[None]:
+    """Let whatever a driver raises name the URL, and what could not be done with it: WriteError."""
+    try:
+        with reaching():
+            yield
+    except OSError as error:
+        raise WriteError(
+            f"{url} cannot be {what}: {error}; {REMEDY}, then give the same command again: results are kept"
+        ) from error
 
 
 def store_of(output: Path, url: str | None) -> FolderStore | ObjectStore:

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 class UrlInputs:
     """Puts what URLs name into what was found: its paths, with size and version, bases, ignored and notices."""
 
-    def __init__(self, found: "_Found", output: object) -> None:
+    def __init__(self, found: "_Found") -> None:
         self._found = found
-        self._output = checked_input(str(output)) if is_url(str(output)) else None
         self._unasked: list[str] = []
         self._results: dict[str, bool] = {}
 
@@ -87,15 +86,12 @@ class UrlInputs:
         return bool(matches)
 
     def _folder(self, url: str) -> None:
-        if url == self._output:
-            self._found.notices.append(f"{url} is the --output itself and was left out; give another --output")
-            return
         try:
             with _reached(url):
                 files = {entry.url[len(below(url)) :]: entry.status for entry in find(url)}
         except FileNotFoundError:
             raise InputError(f"{url}: no such folder; check the address") from None
-        tree = _Tree(url, files, self._output)
+        tree = _Tree(url, files)
         if self._is_result(url) or "" in tree.left_out:
             self._found.notices.append(f"{url} holds results of this command and was left out")
             return
@@ -130,7 +126,7 @@ class UrlInputs:
 class _Tree:
     """The folders of a listing. left_out: those that are not entered, and why."""
 
-    def __init__(self, url: str, files: Iterable[str], output: str | None) -> None:
+    def __init__(self, url: str, files: Iterable[str]) -> None:
         self._url = url
         self._folders: dict[str, bool | None] = {"": True}
         for name in files:
@@ -145,8 +141,6 @@ class _Tree:
                 self.left_out[parent] = "holds results of this command and was left out"
             elif holds_masks(last) and posixpath.join(parent, "images") in self._folders:
                 self.left_out.setdefault(folder, "lies beside a folder called images and was left out")
-            elif below(url) + folder == output:
-                self.left_out[folder] = "holds results of this command and was left out"
 
     def enters(self, folder: str) -> bool:
         """Whether files in a folder count: it is not hidden, nor left out, nor any above it."""

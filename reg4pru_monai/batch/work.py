@@ -15,7 +15,6 @@ from torch import Tensor
 from ..evaluation import restored
 from ..fundus.fov import FieldOfView
 from ..inference import Pipeline
-from .archives import sample_name
 from .failures import (
     DeviceError,
     NetworkError,
@@ -30,7 +29,7 @@ from .failures import (
 from .inputs import Item
 from .journal import STATE, Record
 from .measurements import measure_vessels
-from .names import output_name, path_within
+from .names import output_name, path_within, sample_name
 from .photograph import Photograph, read_photographs
 from .quality import quality_indicators
 from .settings import Settings

@@ -11,8 +11,7 @@ from skimage.segmentation import find_boundaries
 
 from ..fundus.io import encode_mask
 from ..plots import FOUND, overlay
-from .archives import sample_name
-from .names import output_name
+from .names import output_name, sample_name
 from .store import Store
 from .volumes import encode_nifti
 
@@ -101,8 +100,7 @@ class Outputs:
         """kind: of PLACES. frame: which one of the file, None where it holds no other. Raises OSError."""
         folder, suffix = PLACES[kind]
         if self.store is None:
-            of_frame = "" if frame is None else f"~frames/{frame}"
-            self.archived[f"{sample_name(self.name)}{of_frame}.{kind}{suffix}"] = data
+            self.archived[f"{sample_name(self.name, frame)}.{kind}{suffix}"] = data
             return
         place = output_name(folder, self.name, suffix, frame)
         self.store.put(place, data)
