@@ -6,7 +6,6 @@ import os
 import socket
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ from .engine import Engine, Profile
 from .failures import ClusterError
 from .inputs import Item
 from .journal import STATE, Journal, Record
+from .ray_cluster import actor_of, executors, repeated, resources, stop_actor, streaming
 from .ray_plan import Plan, RayOptions, plan
 from .settings import SettingsError
 from .store import store_of
@@ -47,7 +47,7 @@ def connected(options: RayOptions) -> Iterator[Plan]:
     if entered:
         _enter(options.address or os.environ.get("RAY_ADDRESS"))
     try:
-        yield plan(options, *_resources())
+        yield plan(options, *resources())
     except ray.exceptions.RayTaskError as error:  # of no photograph: their errors stay on the workers
         raise ClusterError(
             f"a worker of the Ray cluster cannot run this package ({error.cause!r}); install the same version on all "
@@ -132,25 +132,18 @@ class RayEngine(Engine):
 
         from .ray_work import Shared, without_network
 
-        asked = _stop_actor()
+        asked = stop_actor()
         self._sent = ray.put(self.work)
         shared = Shared(without_network(self.work), _folder(agenda), self.journal.path.absolute(), __version__, asked)
         self._shared = ray.put(shared)
-        ended = threading.Event()
 
-        def watch() -> None:
-            while not ended.wait(0.1):
-                if self.stop.is_set():
-                    asked.ask.remote()
-                    return
+        def tell() -> bool:
+            if self.stop.is_set():
+                asked.ask.remote()
+            return self.stop.is_set()
 
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
+        with repeated(tell, 0.1):
             yield
-        finally:
-            ended.set()
-            watcher.join()
 
     def _streamed(self, items: Sequence[Item], size: int) -> list[Item]:
         """As _together, and again by a smaller plan whenever nodes are gone that the plan needs."""
@@ -165,7 +158,7 @@ class RayEngine(Engine):
     def _smaller(self) -> Plan:
         """A plan for what is left of the cluster. Raises ClusterError where that is too little."""
         try:
-            found = plan(self.options, *_resources())
+            found = plan(self.options, *resources())
         except SettingsError as error:
             raise ClusterError(f"{error}: it has lost nodes; results are kept: give the same command again") from error
         if self.plan.gpus and not found.gpus:
@@ -197,16 +190,16 @@ class RayEngine(Engine):
         # Ray Data restarts its actors. A call that went down with one is not repeated: it may be what killed it.
         plan, table = self.plan, dict[str, Any](batch_format="pyarrow", max_task_retries=0)
         pool = ray.data.ActorPoolStrategy
-        with _data_context():
+        with streaming():
             data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-                _actor("Reader"),
+                actor_of("Reader"),
                 fn_constructor_args=(self._shared,),
                 compute=pool(size=plan.tasks, max_tasks_in_flight_per_actor=1),
                 num_cpus=plan.task_cpus,
                 **table,
             )
             data = data.map_batches(
-                _actor("Network"),
+                actor_of("Network"),
                 fn_constructor_args=(self._shared, self._sent, plan.gpus, plan.threads),
                 batch_size=self.batch_size,
                 compute=pool(size=plan.actors, max_tasks_in_flight_per_actor=2),
@@ -215,7 +208,7 @@ class RayEngine(Engine):
                 **table,
             )
             data = data.map_batches(
-                _actor("Writer"),
+                actor_of("Writer"),
                 fn_constructor_args=(self._shared,),
                 compute=pool(size=plan.tasks, max_tasks_in_flight_per_actor=2),
                 num_cpus=plan.task_cpus,
@@ -228,34 +221,20 @@ class RayEngine(Engine):
     @contextmanager
     def _watching(self, data: Any) -> Iterator[None]:
         """End the stream when the cluster stays too small for the plan: actors that found no place wait for ever."""
-        ended = threading.Event()
-        executors: list[Any] = []
-        create = data._create_executor
+        running, fitted = executors(data), time.monotonic()
 
-        def kept() -> Any:
-            executors.append(create())
-            return executors[-1]
+        def watch() -> bool:
+            nonlocal fitted
+            if self.plan.fits(*resources()):
+                fitted = time.monotonic()
+            elif time.monotonic() - fitted > PATIENCE:
+                self._shrunk = True
+                for executor in running:
+                    executor.shutdown(force=True)
+            return False  # and again, as an execution that has not begun cannot be ended
 
-        # No public way ends a stream from another thread, and the iterator tells of its executor with the first result.
-        data._create_executor = kept
-
-        def watch() -> None:
-            since = time.monotonic()
-            while not ended.wait(1.0):
-                if self.plan.fits(*_resources()):
-                    since = time.monotonic()
-                elif time.monotonic() - since > PATIENCE:
-                    self._shrunk = True
-                    for executor in executors:  # again, where its execution had not begun
-                        executor.shutdown(force=True)
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
+        with repeated(watch, 1.0):
             yield
-        finally:
-            ended.set()
-            watcher.join()
 
     def _take(self, item: Item, outcome: Any) -> None:
         self._network += outcome.network
@@ -301,77 +280,9 @@ class RayEngine(Engine):
         return ray.get(reference)
 
 
-@contextmanager
-def _data_context() -> Iterator[None]:
-    """Every photograph a block of its own; a block that is lost does not end the stream; no bars, no chatter."""
-    from ray.data import DataContext
-
-    before = DataContext.get_current()
-    context = before.copy()
-    context.target_max_block_size = 1
-    context.max_errored_blocks = -1
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    DataContext._set_current(context)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")  # no other way yet to say retries
-            yield
-    finally:
-        DataContext._set_current(before)
-
-
-def _resources() -> tuple[float, float]:
-    """CPUs and GPUs of the cluster."""
-    import ray
-
-    found = ray.cluster_resources()
-    return found.get("CPU", 0.0), found.get("GPU", 0.0)
-
-
 def _part_size(files: int, readers: int) -> int:
     """How many files are given out together: some, so that readers do not wait, in parts that the driver can list."""
     return max(-(-files // PARTS), min(TOGETHER, files // (4 * readers)), 1)
-
-
-def _actor(name: str) -> type:
-    """A class for Ray Data that becomes the one of this name in ray_work.
-
-    It travels by value, so that the process of the actor imports this package here, and the quick way.
-    """
-
-    class Actor:
-        def __init__(self, *arguments: Any) -> None:
-            from importlib import import_module
-
-            import_module("reg4pru_monai.startup").import_monai_alone()
-            self._step = getattr(import_module("reg4pru_monai.batch.ray_work"), name)(*arguments)
-
-        def __call__(self, table: Any) -> Any:
-            return self._step(table)
-
-    Actor.__name__ = name  # which Ray shows
-    return Actor
-
-
-def _stop_actor() -> Any:
-    """An actor beside the driver, so that no node takes it along, that remembers whether it was asked to stop."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    class Stop:  # here, so that its process need not import this package
-        def __init__(self) -> None:
-            self._asked = False
-
-        def ask(self) -> None:
-            self._asked = True
-
-        def asked(self) -> bool:
-            return self._asked
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Stop).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 def _folder(agenda: Agenda) -> str | None:
