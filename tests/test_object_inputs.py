@@ -3,7 +3,6 @@
 # ruff: noqa: F811  # the fixture storage is imported
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -15,11 +14,11 @@ from typing import Any
 
 import fsspec
 import pytest
-import torch
 
 from bad_files import encoded, write_bad_files
 from batches import comparable, computed, seen, segment, table, write_photographs
 from object_storage import ObjectStorage, forget_connections, storage  # noqa: F401  # a fixture
+from ray_clusters import ray_cluster
 from reg4pru_monai.batch.inputs import InputError, Item, Listing, list_inputs, shard
 from reg4pru_monai.batch.ray_plan import RayOptions
 from reg4pru_monai.batch.settings import SettingsError
@@ -393,19 +392,8 @@ def test_photographs_that_moved_keep_their_results(
 @pytest.fixture
 def cluster(storage: ObjectStorage) -> Iterator[RayOptions]:
     """A cluster of two CPUs, whose workers find the server in the environment."""
-    ray = pytest.importorskip("ray")
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")]))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as the actors have: sums in another order differ in their last bits
-        ray.init(
-            address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False
-        )
-        yield RayOptions(ray.get_runtime_context().gcs_address)
-        ray.shutdown()
-        torch.set_num_threads(threads)
+    with ray_cluster() as options:
+        yield options
 
 
 @pytest.mark.filterwarnings("default")  # Ray warns of its own inside
@@ -419,6 +407,11 @@ def test_on_a_ray_cluster(storage: ObjectStorage, url: str, cluster: RayOptions,
     storage.requests.clear()
     assert segment(url, tmp_path / "ray").before == 6
     assert not [each for each in storage.requests if "photograph_" in each.partition("?")[0]]
+    bucket = url.split("/")[2]
+    assert segment(url, tmp_path / "both", {"store": f"s3://{bucket}/of_ray"}, ray=cluster).done == 6
+    found = {key.removeprefix("of_ray/"): data for key, data in storage.objects(bucket).items()}
+    files = comparable(tmp_path / "local")[0]
+    assert {name: found[name] for name in files} == files
 
 
 # --- other protocols

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from bad_files import write_bad_files
 from batches import comparable, computed, journal_lines, seen, segment, small_pipeline, table, write_photographs
+from ray_clusters import ray_cluster
 from ray_faults import FaultyWork, plan_faults, segment_with_faults
 from reg4pru_monai.batch import ray_engine
 from reg4pru_monai.batch.failures import ClusterError, WriteError
@@ -38,19 +38,8 @@ PROCESSES.set_forkserver_preload(["warm_batches"])
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayOptions]:
-    """A cluster of two CPUs; this process is in it."""
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")]))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as the actors have: sums in another order differ in their last bits
-        ray.init(
-            address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20, log_to_driver=False
-        )
-        yield RayOptions(ray.get_runtime_context().gcs_address)
-        ray.shutdown()
-        torch.set_num_threads(threads)
+    with ray_cluster() as options:
+        yield options
 
 
 @pytest.fixture(scope="module")

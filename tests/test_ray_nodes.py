@@ -1,6 +1,5 @@
 """A Ray cluster that loses a node: what is left goes on, though it has no place for all that was planned."""
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -8,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from batches import comparable, computed, journal_lines, segment, write_photographs
+from ray_clusters import OBJECT_STORE, ray_environment
 from ray_faults import FaultyWork, plan_faults
 from reg4pru_monai.batch import ray_engine
 from reg4pru_monai.batch.ray_plan import RayOptions
@@ -26,21 +25,16 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A cluster of two nodes with two CPUs each; this process is in it."""
     from ray.cluster_utils import Cluster
 
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_health_check_period_ms", "500")
     monkeypatch.setattr(ray_engine, "PATIENCE", 2.0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the actors have
-    node = {"num_cpus": 2, "object_store_memory": 200 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
-    cluster.add_node(**node)
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-    torch.set_num_threads(threads)
+    with ray_environment() as patch:
+        patch.setenv("RAY_health_check_period_ms", "500")
+        node = {"num_cpus": 2, "object_store_memory": OBJECT_STORE}
+        cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+        cluster.add_node(**node)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def test_a_node_that_dies_takes_nothing_along(
