@@ -1,5 +1,7 @@
 """Outputs on object storage, tried with an S3 server on this machine."""
 
+# ruff: noqa: F811
+
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bucket(storage: ObjectStorage, request: pytest.FixtureRequest) -> str:  # noqa: F811
+def bucket(storage: ObjectStorage, request: pytest.FixtureRequest) -> str:
     """A new one."""
     name = request.node.name.replace("_", "-")[-60:].strip("-")
     storage.client.create_bucket(Bucket=name)
@@ -30,14 +32,14 @@ def on(bucket: str) -> dict[str, Any]:
     return {"store": f"s3://{bucket}/results"}
 
 
-def pictures(storage: ObjectStorage, bucket: str) -> dict[str, bytes]:  # noqa: F811
+def pictures(storage: ObjectStorage, bucket: str) -> dict[str, bytes]:
     found = storage.objects(bucket)
     return {
         key.removeprefix("results/"): data for key, data in found.items() if key.split("/")[1] in ("masks", "overlays")
     }
 
 
-def test_objects_are_the_files(storage: ObjectStorage, bucket: str, photographs: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_objects_are_the_files(storage: ObjectStorage, bucket: str, photographs: Path, tmp_path: Path) -> None:
     segment(photographs, tmp_path / "files")
     assert segment(photographs, tmp_path / "out", on(bucket)).done == 4
     assert pictures(storage, bucket) == comparable(tmp_path / "files")[0]
@@ -49,10 +51,7 @@ def test_objects_are_the_files(storage: ObjectStorage, bucket: str, photographs:
 
 
 def test_again_asks_once_for_each_folder(
-    storage: ObjectStorage,  # noqa: F811
-    bucket: str,
-    photographs: Path,
-    tmp_path: Path,
+    storage: ObjectStorage, bucket: str, photographs: Path, tmp_path: Path
 ) -> None:
     segment(photographs, tmp_path, on(bucket))
     storage.requests.clear()
@@ -62,10 +61,7 @@ def test_again_asks_once_for_each_folder(
 
 
 def test_an_object_that_is_lost_is_made_again(
-    storage: ObjectStorage,  # noqa: F811
-    bucket: str,
-    photographs: Path,
-    tmp_path: Path,
+    storage: ObjectStorage, bucket: str, photographs: Path, tmp_path: Path
 ) -> None:
     segment(photographs, tmp_path, on(bucket))
     before = pictures(storage, bucket)
@@ -76,10 +72,7 @@ def test_an_object_that_is_lost_is_made_again(
 
 
 def test_storage_that_dies_ends_the_run_and_what_is_done_stays(
-    storage: ObjectStorage,  # noqa: F811
-    bucket: str,
-    photographs: Path,
-    tmp_path: Path,
+    storage: ObjectStorage, bucket: str, photographs: Path, tmp_path: Path
 ) -> None:
     def stop(record: Any) -> None:
         storage.stop()
@@ -97,7 +90,7 @@ def test_storage_that_dies_ends_the_run_and_what_is_done_stays(
     assert len(pictures(storage, bucket)) == 4 * 2
 
 
-def test_shards_share_it(storage: ObjectStorage, bucket: str, photographs: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_shards_share_it(storage: ObjectStorage, bucket: str, photographs: Path, tmp_path: Path) -> None:
     for number in (1, 2):
         segment(photographs, tmp_path, on(bucket), part=(number, 2))
     assert len(pictures(storage, bucket)) == 4 * 2
@@ -107,10 +100,7 @@ def test_shards_share_it(storage: ObjectStorage, bucket: str, photographs: Path,
 
 
 def test_results_of_other_settings_are_not_mixed(
-    storage: ObjectStorage,  # noqa: F811
-    bucket: str,
-    photographs: Path,
-    tmp_path: Path,
+    storage: ObjectStorage, bucket: str, photographs: Path, tmp_path: Path
 ) -> None:
     segment(photographs, tmp_path / "a", on(bucket), limit=1)
     with pytest.raises(SettingsError, match=r"results holds results of another --output, or of other settings.*give"):
@@ -137,7 +127,7 @@ def test_results_of_other_settings_are_not_mixed(
     ],
 )
 def test_what_cannot_be_written_to_is_said_before_the_first_photograph(
-    storage: ObjectStorage,  # noqa: F811
+    storage: ObjectStorage,
     photographs: Path,
     tmp_path: Path,
     url: str,
@@ -150,10 +140,7 @@ def test_what_cannot_be_written_to_is_said_before_the_first_photograph(
 
 
 def test_a_name_that_no_object_can_have_is_a_failure_of_its_own(
-    storage: ObjectStorage,  # noqa: F811
-    bucket: str,
-    photographs: Path,
-    tmp_path: Path,
+    storage: ObjectStorage, bucket: str, photographs: Path, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(photographs, tmp_path / "in")
     (folder / "photograph_00.png").rename(folder / "m\udcfcller.png")

@@ -21,7 +21,6 @@ from .journal import STATE, Journal, Record
 from .ray_cluster import actor_of, executors, repeated, resources, stop_actor, streaming
 from .ray_plan import Plan, RayOptions, plan
 from .settings import SettingsError
-from .store import store_of
 from .work import Work
 
 logger = logging.getLogger(__name__)
@@ -101,7 +100,6 @@ class RayEngine(Engine):
     ) -> None:
         super().__init__(copy.copy(work), journal, stop)
         self.work.output = work.output.absolute()  # workers are in folders of their own
-        self.work.store = store_of(self.work.output, work.settings.store)
         self.options, self.plan, self.batch_size = options, plan, batch_size
         self._shrunk = False  # whether the last stream ended because the cluster is too small for the plan
         self._network = 0.0

@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..files import replacing
-from ..fundus.remote import REMEDY, filesystem, reaching
+from ..fundus.remote import REMEDY, filesystem, listing, reaching
 from .archives import is_archive
 from .failures import WriteError
 from .journal import STATE
@@ -114,19 +114,17 @@ class ObjectStore:
                 self._listed.pop(next(iter(self._listed)))
             url = f"{self.url}/{folder}"
             with _asked(url, "listed"):
-                self._listed[folder] = _list(*filesystem(url))
+                self._listed[folder] = _list(url)
         return self._listed[folder]
 
 
-def _list(files: Any, folder: str) -> dict[str, int]:
+def _list(url: str) -> dict[str, int]:
     """Sizes of what lies in a folder, by name."""
-    files.invalidate_cache()
     try:
-        return {os.path.basename(each["name"]): each["size"] for each in files.ls(folder, detail=True)}
+        with listing(url) as (files, folder):
+            return {os.path.basename(each["name"]): each["size"] for each in files.ls(folder, detail=True)}
     except FileNotFoundError:
         return {}
-    finally:
-        files.invalidate_cache()  # it would keep the list: of a large archive, GiB
 
 
 @contextmanager

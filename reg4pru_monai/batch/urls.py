@@ -13,6 +13,7 @@ from .inputs import holds_masks
 from .items import InputError
 from .journal import STATE
 from .manifests import MANIFEST_SUFFIXES, read_manifest
+from .settings import SETTINGS
 
 if TYPE_CHECKING:
     from .inputs import _Found
@@ -116,7 +117,7 @@ class UrlInputs:
     def _holds_results(self, folder: str) -> bool:
         if folder not in self._results:
             try:
-                info(f"{folder}/{STATE}/settings.json")
+                info(f"{folder}/{SETTINGS}")
                 self._results[folder] = True
             except OSError:
                 self._results[folder] = False

@@ -33,7 +33,7 @@ from .names import output_name, path_within, sample_name
 from .photograph import Photograph, read_photographs
 from .quality import quality_indicators
 from .settings import Settings
-from .store import FolderStore, store_of
+from .store import FolderStore, Store, store_of
 from .volumes import encode_dicom_seg
 from .writers import WRITERS, Outputs, Result, encode_thumbnail
 
@@ -87,8 +87,12 @@ class Work:
         self.pipeline = pipeline
         self.settings = settings
         self.output = output
-        self.store = store_of(output, settings.store)
         self.thumbnails = thumbnails
+
+    @property
+    def store(self) -> Store:
+        """Where outputs go."""
+        return store_of(self.output, self.settings.store)
 
     def prepare(self, item: Item) -> Prepared:
         """Read and prepare a file. Raises StageError."""
@@ -161,7 +165,8 @@ class Work:
                 masks.append(result.mask)
                 rows.append({"sha256": file.sha256, "tokens_computed_fraction": found.tokens, **row})
             if file.source is not None:
-                outputs.add("dicom-seg", self._segmentation(file.source, masks))
+                digests = self.settings.weights, self.settings.digest
+                outputs.add("dicom-seg", encode_dicom_seg(file.source, masks, *digests))
         except Exception as error:
             if isinstance(error, WriteError):
                 raise
@@ -217,9 +222,6 @@ class Work:
         for kind in self.settings.outputs:
             if kind in WRITERS:
                 outputs.add(kind, WRITERS[kind].encode(result), number)
-
-    def _segmentation(self, source: bytes, masks: list[Any]) -> bytes:
-        return encode_dicom_seg(source, masks, self.settings.weights, self.settings.digest)
 
 
 class _Counting:

@@ -107,6 +107,17 @@ def filesystem(url: str) -> tuple[Any, str]:
     return fsspec.filesystem(url.partition("://")[0], **options), str(kind._strip_protocol(url))
 
 
+@contextmanager
+def listing(url: str) -> Iterator[tuple[Any, str]]:
+    """As filesystem, without what fsspec remembers of earlier listings; of a large archive it would keep GiB."""
+    files, path = filesystem(url)
+    files.invalidate_cache()
+    try:
+        yield files, path
+    finally:
+        files.invalidate_cache()
+
+
 def info(url: str) -> Entry:
     """What there is at a URL. Raises FileNotFoundError, RemoteError."""
     with reaching():
@@ -134,11 +145,8 @@ def _info_or_none(url: str) -> Entry | None:
 
 def find(url: str) -> Iterator[Entry]:
     """All files below a folder, in no order, from one listing. Raises FileNotFoundError, RemoteError."""
-    with reaching():
-        files, path = filesystem(url)
-        files.invalidate_cache()
+    with reaching(), listing(url) as (files, path):
         found = files.find(f"{path}/" if url.startswith("http") else path, detail=True)
-        files.invalidate_cache()  # a listing is kept otherwise: of a large archive, GiB
     while found:
         name, entry = found.popitem()  # and forgotten as it is read
         if not name.endswith("/") and name != path:
@@ -147,14 +155,11 @@ def find(url: str) -> Iterator[Entry]:
 
 def match(pattern: str) -> list[Entry]:
     """Files and folders that a glob matches, in order. Raises RemoteError."""
-    with reaching():
-        files, path = filesystem(pattern)
-        files.invalidate_cache()
+    with reaching(), listing(pattern) as (files, path):
         try:
             found = files.glob(path, detail=True)
         except FileNotFoundError:
             found = {}
-        files.invalidate_cache()
     root = re.split(r"[*?\[]", path, maxsplit=1)[0]
     start = re.split(r"[*?\[]", pattern, maxsplit=1)[0]
     return [_entry((start + name[len(root) :]).rstrip("/"), entry) for name, entry in sorted(found.items())]
