@@ -140,6 +140,7 @@ class VesselTrainer(SupervisedTrainer):
     def _iteration(self, engine: Any, batch: Mapping[str, Tensor]) -> dict[str, float]:
         device = engine.state.device
         image, label, fov = (plain(batch[key]).to(device, non_blocking=True) for key in ("image", "label", "fov"))
+        image = image.contiguous(memory_format=torch.channels_last)  # as at inference; a tenth faster on a CPU
         progress = (engine.state.iteration - 1) / max(1, engine.state.max_epochs * engine.state.epoch_length)
         number, size = self._place(engine.state)
         self.network.train()
