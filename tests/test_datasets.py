@@ -424,10 +424,18 @@ def test_foreign_images_among_those_of_a_data_set(tmp_path) -> None:
 
 def test_unknown_part_and_bad_fraction(tmp_path) -> None:
     plain(tmp_path, "a", "b", "c")
-    with pytest.raises(DatasetError, match="unknown part 'tset': choose from train, validation, test"):
+    with pytest.raises(DatasetError, match="unknown part 'tset': choose from train, validation, test, all"):
         datalist(tmp_path, "tset")
     with pytest.raises(DatasetError, match=r"validation_fraction must be in \[0, 1\), got 1"):
         datalist(tmp_path, "train", validation_fraction=1)
+
+
+def test_all_parts_at_once(tmp_path) -> None:
+    write_chase(tmp_path)
+    parts = [datalist(tmp_path, part) for part in ("train", "validation", "test")]
+    assert all(parts)
+    every = datalist(tmp_path, "all")
+    assert sorted(entry["name"] for entry in every) == sorted(entry["name"] for part in parts for entry in part)
 
 
 def test_empty_part(tmp_path) -> None:

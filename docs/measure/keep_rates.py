@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("checkpoint")
     parser.add_argument("data", nargs="+")
     parser.add_argument("--keep-rates", type=float, nargs="+", default=[1.0, 0.7, 0.5, 0.3])
-    parser.add_argument("--part", default="test", choices=["train", "validation", "test"])
+    parser.add_argument("--part", default="test", choices=["train", "validation", "test", "all"])
     parser.add_argument("--behind", action="store_true", help="also with removal behind the stage's own block")
     parser.add_argument("--random", action="store_true", help="also with random sets of tokens")
     chosen = parser.parse_args(arguments)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .layouts import LAYOUTS, Dataset, DatasetError, Sample, collect, listing, recognise
-from .splits import PARTS, SPLITS_FILE, validation_subjects, with_parts
+from .splits import EVERY, PARTS, SPLITS_FILE, validation_subjects, with_parts
 
 __all__ = [
     "LAYOUTS",
@@ -30,7 +30,7 @@ DatasetDir: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]
 def datalist(
     dataset_dir: DatasetDir, part: str, validation_fraction: float = 0.2, seed: int = 0
 ) -> list[dict[str, str]]:
-    """One part of a data set as MONAI wants it: a dict of text for each image. Raises DatasetError.
+    """One part of a data set, or "all" of it, as MONAI wants it: a dict of text for each image. Raises DatasetError.
 
     image, label, name, subject; dataset, its name; group and second_observer (the path of a mask), empty where the
     data set has none.
@@ -66,19 +66,19 @@ def find_samples(dataset_dir: DatasetDir, require_labels: bool = True) -> Datase
 
 
 def split(dataset: Dataset, part: str, validation_fraction: float = 0.2, seed: int = 0) -> tuple[Sample, ...]:
-    """The samples of one part. Validation is taken from the training subjects of each data set, at least one of each.
+    """The samples of one part, or of "all". Validation is taken from the training subjects of each data set, at least one of each.
 
     validation_fraction: in [0, 1), share of the training subjects; 0: none. Raises DatasetError.
     """
-    if part not in PARTS:
-        raise DatasetError(f"unknown part {part!r}: choose from {', '.join(PARTS)}")
+    if part not in (*PARTS, EVERY):
+        raise DatasetError(f"unknown part {part!r}: choose from {', '.join((*PARTS, EVERY))}")
     if not 0 <= validation_fraction < 1:
         raise DatasetError(f"validation_fraction must be in [0, 1), got {validation_fraction}")
     held_out = validation_subjects(dataset, validation_fraction, seed)
     chosen = []
     for sample in dataset.samples:
         is_held_out = sample.part == "train" and (sample.dataset, sample.subject) in held_out
-        if ("validation" if is_held_out else sample.part) == part:
+        if part in (EVERY, "validation" if is_held_out else sample.part):
             chosen.append(sample)
     if not chosen:
         raise DatasetError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from .layouts import Dataset, DatasetError, Layout, Sample, listing
 
 PARTS = ("train", "validation", "test")
+EVERY = "all"  # of the parts: to test on a data set of which nothing was trained on
 TEST_FRACTION = 0.25  # of the subjects, where neither the data set nor splits.json states a split
 SPLITS_FILE, SUBJECTS_FILE = "splits.json", "subjects.csv"
 

@@ -1,0 +1,34 @@
+"""Checkpoints on clean and on degraded photographs: AP of each, as of the model card; to choose on validation.
+
+python docs/measure/robustness.py DATA [DATA ...] --checkpoints FILE [FILE ...] [--part validation] [--limit 9]
+"""
+
+import argparse
+
+from reg4pru_monai.bundle import entries
+from reg4pru_monai.inference import load_pipeline
+from reg4pru_monai.release.measuring import robustness
+from reg4pru_monai.release.sources import select
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Evaluate and print the table, a column for each checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+")
+    parser.add_argument("--checkpoints", nargs="+", required=True)
+    parser.add_argument("--part", default="validation", choices=["train", "validation", "test", "all"])
+    parser.add_argument("--limit", type=int, default=9, help="photographs of each data set")
+    chosen = parser.parse_args(arguments)
+    pipelines = {name: load_pipeline(name, device="cpu") for name in chosen.checkpoints}
+    print("| photographs |" + "".join(f" {name} |" for name in pipelines) + "\n|---" + "|---" * len(pipelines) + "|")
+    for data in chosen.data:
+        photographs = select(entries(data, chosen.part), chosen.limit)
+        found = [robustness(pipeline, photographs)["rows"] for pipeline in pipelines.values()]
+        clean = next(iter(found[0]))
+        print(f"| {data}, clean |" + "".join(f" {rows[clean]['clean']['ap']:.4f} |" for rows in found))
+        for name in found[0]:
+            print(f"| {name} |" + "".join(f" {rows[name]['degraded']['ap']:.4f} |" for rows in found))
+
+
+if __name__ == "__main__":
+    main()
