@@ -29,8 +29,10 @@ NEEDED = {
     "route_windows",
     "decoders",
     "presets",
-    "shipping",
-    "cameras",
+    "starts",
+    "finetuned",
+    "finetuned_eomt",
+    "unets",
 }
 
 
@@ -86,25 +88,38 @@ def test_a_provided_experiment_expands_checks_and_builds(path: Path, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
-def test_what_ships_is_chosen_among_equals() -> None:
-    """Both decoders for the pair without and with routing; routing over two other policies; nothing else differs."""
-    experiment = read_experiment(ROOT / "configs" / "experiments" / "shipping.yaml")
-    found = {}
-    for member in experiment.members:
-        merged = merged_configuration([TRAIN, *member.configs], member.settings).get()
-        found[member.name] = merged.pop("decoder"), merged.pop("policy"), merged.pop("preset"), merged
-    skip = {*POLICIES, "cropr+reg4pru", "gumbel+reg4pru"}
-    wanted = {("skip", policy, "tiny_stem") for policy in skip}
-    wanted |= {("eomt", policy, "tiny") for policy in ("dense", "dynamicvit", "reg4pru")}
-    wanted |= {("none", "dense", name) for name in ("BasicUNet", "DynUNet")}
-    assert {each[:3] for each in found.values()} == wanted
-    assert len(found) == len(wanted) == 13
-    first = found["skip-dense"][3]
-    for name, (*_, rest) in found.items():
-        differing = {key for key in first if rest[key] != first[key]}
-        assert differing <= {"learning_rate", "inspect_images"}, name
-        assert (rest["learning_rate"] == first["learning_rate"]) == (not name.startswith("eomt"))
-        assert rest["keep_rate"] == 0.7
+def settings_of(name: str) -> dict[str, dict[str, Any]]:
+    """The settings of each member of a provided experiment."""
+    experiment = read_experiment(ROOT / "configs" / "experiments" / f"{name}.yaml")
+    return {each.name: merged_configuration([TRAIN, *each.configs], each.settings).get() for each in experiment.members}
+
+
+@pytest.mark.parametrize("name", ["finetuned", "finetuned_eomt"])
+def test_policies_are_compared_among_equals(name: str) -> None:
+    """Nothing but the policy differs, and selectors begin at the keep rate: 1 / (1 + exp(-0.85)) = 0.70."""
+    found = settings_of(name)
+    learned = {"dynamicvit", "reg4pru", "gumbel", "gumbel+reg4pru"}
+    for member, settings in found.items():
+        assert settings["policy"] == member
+        assert settings["policy_options"] == ({"keep_logit": 0.85} if member in learned else {})
+        differing = {key for key in settings if settings[key] != found["dense"][key]}
+        assert differing <= {"policy", "policy_options"}, member
+        assert settings["keep_rate"] == 0.7
+    if name == "finetuned":
+        assert found.keys() == {*POLICIES, "cropr+reg4pru", "gumbel+reg4pru", "random+reg4pru"}
+    else:
+        assert found.keys() >= {"dense", "dynamicvit", "reg4pru"}
+
+
+def test_u_nets_have_the_steps_of_a_start_and_of_what_follows() -> None:
+    starts, unets = settings_of("starts"), settings_of("unets")
+    for decoder, name in (("skip", "finetuned"), ("eomt", "finetuned_eomt")):
+        start, then = starts[f"{decoder}-dense"], settings_of(name)["dense"]
+        assert (start["decoder"], start["preset"]) == (then["decoder"], then["preset"])
+        for unet in unets.values():
+            assert unet["max_epochs"] == start["max_epochs"] + then["max_epochs"]
+            for key in ("diameter", "soft_label", "crop_size", "crops_per_image", "batch_size", "augmentation", "amp"):
+                assert unet[key] == start[key] == then[key], key
 
 
 @pytest.mark.parametrize("name", ["policies", "stage_schedules"])

@@ -66,8 +66,9 @@ def find_samples(dataset_dir: DatasetDir, require_labels: bool = True) -> Datase
 
 
 def split(dataset: Dataset, part: str, validation_fraction: float = 0.2, seed: int = 0) -> tuple[Sample, ...]:
-    """The samples of one part, or of "all". Validation is taken from the training subjects of each data set, at least one of each.
+    """The samples of one part, or of "all".
 
+    Validation is taken from the training subjects of each data set, at least one of each.
     validation_fraction: in [0, 1), share of the training subjects; 0: none. Raises DatasetError.
     """
     if part not in (*PARTS, EVERY):
