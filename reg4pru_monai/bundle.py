@@ -21,7 +21,7 @@ from torch.nn import SyncBatchNorm
 from . import processes
 from .after_training import AfterTraining
 from .configuration import check_configuration, training_digests
-from .environment import SystemMetrics, frozen_packages
+from .environment import SystemMetrics, frozen_packages, hardware
 from .evaluation import Evaluation, check_labels
 from .fundus.datasets import datalist, digest, find_samples, split
 from .fundus.splits import PARTS
@@ -273,7 +273,7 @@ def train(
         raise ConfigurationError(
             f"{state.last} holds an earlier training: continue it with --resume true, or choose another --output_dir"
         )
-    with terminate_as_interrupt(), _tracker(evaluation.output_dir, settings, state.run_id) as tracker:
+    with terminate_as_interrupt(), _tracker(evaluation, settings, state.run_id) as tracker:
         state.run_id = tracker.run_id
         state.identity = _identity(settings)
         _log_last_epoch(tracker, state, trainer.state.epoch)
@@ -332,12 +332,12 @@ def _run(trainer: VesselTrainer, state: TrainingState, tracker: Tracker) -> None
         trainer.run()
 
 
-def _tracker(output_dir: Path, settings: Mapping[str, Any], run_id: str | None) -> Tracker:
+def _tracker(evaluation: Evaluation, settings: Mapping[str, Any], run_id: str | None) -> Tracker:
     if not is_main_process():
-        return SilentTracker(output_dir)
+        return SilentTracker(evaluation.output_dir)
     several = {"processes": processes.count()} if processes.count() > 1 else {}
-    tags = {**environment_tags(), **several, **settings.get("tags", {})}
-    tracker = Tracker.start(output_dir, run_id=run_id, **{**settings, "tags": tags})
+    tags = {**environment_tags(), "hardware": hardware(evaluation.device), **several, **settings.get("tags", {})}
+    tracker = Tracker.start(evaluation.output_dir, run_id=run_id, **{**settings, "tags": tags})
     text = yaml.safe_dump(resolved_configuration(), sort_keys=False, allow_unicode=True)
     tracker.log_text(text, "configuration.yaml")
     tracker.log_text(frozen_packages(), "environment.txt")
@@ -373,7 +373,7 @@ def evaluate_checkpoint(
     earlier = evaluation.output_dir / "metrics.json"
     if earlier.exists():
         raise ConfigurationError(f"{earlier} holds an earlier result: choose another --output_dir")
-    with terminate_as_interrupt(), _tracker(evaluation.output_dir, settings, None) as tracker:
+    with terminate_as_interrupt(), _tracker(evaluation, settings, None) as tracker:
         tracker.log_artifact(checkpoint, "checkpoints")
         return evaluate(evaluation, network, tracker, part, settings["parameters"])
 

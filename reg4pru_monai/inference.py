@@ -143,7 +143,8 @@ def load_pipeline(
     """
     where = select_device(device)
     settings = trained(str(checkpoint))
-    network = build_network(**{key: settings[key] for key in ARCHITECTURE})
+    options = settings.get("policy_options")  # the seed of random acts at inference, too
+    network = build_network(**{key: settings[key] for key in ARCHITECTURE}, policy_options=options)
     load_network(network, checkpoint)
     if keep_rate is not None:
         network = network.with_keep_rate(keep_rate)

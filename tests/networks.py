@@ -23,9 +23,9 @@ def small_network(policy: str = "reg4pru", decoder: str = "eomt", preset: Preset
         return build_segmenter("small_test", policy, decoder, **built, policy_options=options)
 
 
-def write_checkpoint(path: Path, diameter: int) -> Path:
+def write_checkpoint(path: Path, diameter: int, **changed: Any) -> Path:
     """An untrained network: its probabilities differ from pixel to pixel, which is all that most tests need."""
-    settings = {**UNTRAINED, "diameter": diameter}
+    settings = {**UNTRAINED, "diameter": diameter, **changed}
     torch.manual_seed(0)
     network = build_segmenter(**{key: settings[key] for key in ARCHITECTURE})
     save_checkpoint(path, {"network": network.state_dict(), "configuration": settings})

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batches import segment, table, write_photographs
+from conftest import ROOT
 from reg4pru_monai import files
+from reg4pru_monai.batch import failures
+from reg4pru_monai.batch.columns import Column
 from reg4pru_monai.batch.failures import WriteError
 from reg4pru_monai.batch.journal import Record
 from reg4pru_monai.batch.rows import COLUMNS
@@ -81,6 +85,13 @@ def test_pandas_reads_whole_numbers(tmp_path: Path) -> None:
     assert found["branch_count"].dtype == "Int64"
     assert found["branch_count"].tolist() == [180, pandas.NA]
     assert found["focus"].dtype == "float64"
+
+
+@pytest.mark.parametrize(("heading", "columns"), [("results.csv", COLUMNS), ("errors.csv", failures.COLUMNS)])
+def test_the_documentation_has_the_columns(heading: str, columns: Sequence[Column]) -> None:
+    text = (ROOT / "docs" / "batch.md").read_text(encoding="utf-8").split(f"## Columns of {heading}\n")[1]
+    rows = [line for line in text.split("\n## ")[0].splitlines() if line.startswith("| `")]
+    assert rows == [f"| `{each.name}` | {each.unit} | {each.definition} |" for each in columns]
 
 
 def test_columns_hold_what_they_say(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import matplotlib
 import monai.bundle
 import pytest
 import torch
+import typer
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.networks.utils import convert_to_onnx
 from typer.testing import CliRunner
@@ -89,6 +90,33 @@ def test_code_blocks_run(
                 reader.execute(words, where)
         else:
             assert language in NOT_RUN, f"{where}: no rule for running a block of {language!r}"
+
+
+def shown_commands(text: str) -> Iterator[list[str]]:
+    """The commands of a console block that are ours; where there are prompts, all else is output."""
+    lines = text.replace("\\\n", " ").splitlines()
+    prompted = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    for line in prompted or lines:
+        words = shlex.split(line, comments=True) if line.startswith("reg4pru ") else []
+        if words and not set(words) & {"|", ">", ";"}:
+            yield words[1:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_that_are_shown_have_their_files_and_options(page: Path) -> None:
+    """Blocks of console are not run, for they need data or hours; their files exist, and options of reg4pru parse."""
+    programs: Any = typer.main.get_command(app)
+    for line, language, text in blocks(page):
+        if language != "console":
+            continue
+        files = re.findall(r"(?<![\w./])((?:configs|bundles|docs)/[\w/.+-]+\.(?:yaml|py))", text)
+        missing = [file for file in files if not (ROOT / file).exists()]
+        assert not missing, f"{name_of(page)}:{line} names files that are not there"
+        for name, *words in shown_commands(text):
+            try:
+                programs.commands[name].make_context(name, [each.rstrip(";") for each in words])
+            except Exception as error:  # of click, which typer brings along under a name of its own
+                raise AssertionError(f"{name_of(page)}:{line}: reg4pru {name} {shlex.join(words)}: {error}") from error
 
 
 class Reader:
@@ -197,6 +225,11 @@ class Reader:
 def test_the_reader_sees_comments_lines_and_values() -> None:
     assert list(commands("a --b 'c d' \\\n  --e f  # g\n# h\n\ni\n")) == [["a", "--b", "c d", "--e", "f"], ["i"]]
     assert arguments({"a": 1, "b": [2, 3]}) == ["--a", "1", "--b", "[2, 3]"]
+
+
+def test_what_a_console_shows_is_told_from_its_output() -> None:
+    assert list(shown_commands("$ reg4pru a --b \\\n  c # d\nreg4pru said\n$ ls\n")) == [["a", "--b", "c"]]
+    assert list(shown_commands("reg4pru a\n\nreg4pru b 'c d'\n")) == [["a"], ["b", "c d"]]
 
 
 def test_every_page_is_found() -> None:

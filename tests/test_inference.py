@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from PIL import Image
 
 from networks import write_checkpoint
@@ -13,6 +14,7 @@ from reg4pru_monai.fundus.phantom import Phantom, make_phantom
 from reg4pru_monai.inference import Pipeline, Segmentation, load_pipeline, trained
 from reg4pru_monai.released import CHECKPOINT
 from reg4pru_monai.weights import CheckpointError, write_release
+from runs import BUNDLE
 
 SIZE = (150, 190)
 
@@ -39,6 +41,21 @@ def test_result_is_in_the_frame_of_the_photograph(pipeline: Pipeline, phantom: P
     inside = found > 0
     assert (inside == phantom.fov).mean() > 0.97
     assert 0 <= found.min() < found.max() <= 1
+
+
+def test_random_removes_the_tokens_that_its_training_was_evaluated_with(phantom: Phantom, tmp_path: Path) -> None:
+    """In Python, in the bundle's evaluation and in its inference."""
+    found = {}
+    for seed in (0, 3):
+        path = write_checkpoint(tmp_path / f"{seed}.pt", 128, policy="random", policy_options={"seed": seed})
+        found[seed] = load_pipeline(path, device="cpu")
+        for name in ("evaluate", "inference"):
+            parser = ConfigParser()
+            parser.read_config(str(BUNDLE / "configs" / f"{name}.yaml"))
+            parser["checkpoint"] = str(path)
+            assert parser.get_parsed_content("network_def").encoder.policy.seed == seed
+    assert found[3].network.encoder.policy.seed == 3
+    assert not np.array_equal(*(pipeline(phantom.image).probability for pipeline in found.values()))
 
 
 def test_file_and_array_give_the_same(pipeline: Pipeline, phantom: Phantom, tmp_path: Path) -> None:

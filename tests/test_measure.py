@@ -19,6 +19,7 @@ from reg4pru_monai.fundus.phantom import make_phantom, write_phantoms
 from reg4pru_monai.losses import segmentation_loss
 from reg4pru_monai.plots import save_picture
 from reg4pru_monai.policies import POLICIES, StageTrace
+from reg4pru_monai.release.degradations import DEGRADATIONS
 from reg4pru_monai.segmenter import Segmenter, build_segmenter
 from reg4pru_monai.tokens import Route
 
@@ -248,6 +249,27 @@ def test_keep_rates_prints_a_column_for_each_data_set(
     assert float(table["dense"][1]) == 1
     assert len({table[name][2] for name in ("dense", "0.5", "0.5 behind", "0.5 random")}) == 4
     assert re.fullmatch(r"0\.\d{4} \[(nan|0\.\d{4}), (nan|0\.\d{4})\]", table["0.5"][4])
+
+
+# --- robustness.py ---
+
+
+def test_robustness_prints_clean_and_degraded_of_each_checkpoint(
+    phantom_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = str(write_checkpoint(tmp_path / "model.pt", 96))
+    script("robustness").main([str(phantom_set), "--checkpoints", checkpoint, checkpoint, "--limit", "1"])
+    table = rows(capsys.readouterr().out)
+    assert table["photographs"] == [checkpoint, checkpoint]
+    found = {name.rpartition(" ")[2]: cells for name, cells in table.items() if name.startswith(str(phantom_set))}
+    assert {each.name for each in DEGRADATIONS} == found.keys()
+    clean = {}
+    for name, (first, second) in found.items():
+        assert first == second
+        clean[name], degraded = map(float, first.split(" → "))
+        assert degraded <= 1
+    assert clean.pop("crop") != clean["blur"]  # of the pixels that are left
+    assert len(set(clean.values())) == 1
 
 
 # --- training_memory.py ---

@@ -1,17 +1,22 @@
 """What an archive will take: measured costs, and arithmetic that can be done by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import dicoms
 from batches import small_pipeline, write_photographs
 from reg4pru_monai.batch import settings_of
 from reg4pru_monai.batch.inputs import Item, list_inputs
+from reg4pru_monai.batch.settings import OUTPUTS as EVERY_OUTPUT
 from reg4pru_monai.cli import app
+from reg4pru_monai.fundus.phantom import make_phantom
 from reg4pru_monai.planning.costs import Cost, Costs, CostsError, _fit, known, load_costs, measure
-from reg4pru_monai.planning.plan import JOURNAL_BYTES, Limits, as_text, make_plan
+from reg4pru_monai.planning.plan import FOLDERS, JOURNAL_BYTES, Limits, as_text, make_plan
 
 SECONDS = {"read": Cost(0.1, 0.1), "network": Cost(2.0, 0.0), "write": Cost(0.0, 0.25)}
 BYTES = {"photograph": Cost(0.0, 3e5), "masks": Cost(1000.0, 1e4), "overlays": Cost(0.0, 2e5)}
@@ -61,6 +66,12 @@ def test_archives_are_few_files() -> None:
     assert make_plan(CPU, 1_000_000, 4.0, OUTPUTS, 1000, archives=True).files == 1000
 
 
+def test_every_output_can_be_planned() -> None:
+    costs = replace(CPU, bytes={folder: Cost(0.0, 1e4) for folder in ("photograph", *FOLDERS.values())})
+    plan = make_plan(costs, 10, 4.0, EVERY_OUTPUT)
+    assert plan.files == 10 * len(EVERY_OUTPUT)
+
+
 def test_a_size_that_was_not_measured_is_said_to_be_extrapolated() -> None:
     assert "extrapolated" not in as_text(make_plan(CPU, 10, 4.0, OUTPUTS), CPU, 4.0)
     assert "extrapolated" in as_text(make_plan(CPU, 10, 20.0, OUTPUTS), CPU, 20.0)
@@ -99,6 +110,22 @@ def test_measured_costs_are_those_of_the_photographs_and_survive_a_file(tmp_path
     assert set(found.bytes) == {"photograph", "masks"}
     found.save(tmp_path / "costs.json")
     assert load_costs("cpu", tmp_path / "costs.json") == found
+
+
+def test_the_outputs_of_all_frames_of_a_file_count(tmp_path: Path) -> None:
+    eye = make_phantom(96, seed=3).image
+    for name, pixels, frames in (("one", eye, None), ("two", np.stack((eye, eye)), 2)):
+        photograph = dicoms.data_set(eye, frames=frames)
+        photograph.PixelData = pixels.tobytes()
+        dicoms.save(tmp_path / f"{name}.dcm", photograph)
+    pipeline = small_pipeline()
+    settings = settings_of(pipeline, outputs=("mask",))
+    one, two = (
+        measure(pipeline, settings, [Item(f"{name}.dcm", str(tmp_path / f"{name}.dcm"))]) for name in ("one", "two")
+    )
+    assert two.megapixels[0] == pytest.approx(2 * one.megapixels[0])
+    bytes_of = [found.bytes["masks"].of(found.megapixels[0]) for found in (one, two)]
+    assert bytes_of[1] == pytest.approx(2 * bytes_of[0])
 
 
 def test_a_photograph_that_fails_is_named(tmp_path: Path) -> None:

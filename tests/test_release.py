@@ -29,7 +29,14 @@ from reg4pru_monai.release.kept import Kept
 from reg4pru_monai.release.photographs import quality_against_dice
 from reg4pru_monai.release.pictures import FAILURE_BYTES, save_contact_sheet, save_failure, worst
 from reg4pru_monai.release.run import ReleaseError, check_half_precision
-from reg4pru_monai.release.sources import locate, select, training_facts, training_folders, training_seconds
+from reg4pru_monai.release.sources import (
+    locate,
+    open_data_sets,
+    select,
+    training_facts,
+    training_folders,
+    training_seconds,
+)
 from reg4pru_monai.released import WEIGHTS, sha256
 from reg4pru_monai.runtime import ConfigurationError
 from reg4pru_monai.weights import load_checkpoint
@@ -154,6 +161,9 @@ def test_the_card_tells_of_the_training_that_weights_were_started_from(
     facts = {**read_facts(released[0]), "training": found}
     assert "| started from | weights trained with policy reg4pru; epochs: 2, " in model_card(facts, {})
     assert "optimiser steps: 2; time: " in model_card(facts, {})
+    assert "weights of epoch 2 (best validation AP); validation AP " in model_card(facts, {})
+    last = training_facts(locate(tuned / "checkpoints" / "last.pt"), [data])
+    assert "| epochs | 2, weights of epoch 2 |" in model_card({**facts, "training": last}, {})
 
 
 def test_an_interrupted_release_goes_on(
@@ -170,6 +180,17 @@ def test_an_interrupted_release_goes_on(
     made = {line.split(" …")[0] for line in again if line.endswith("…")}
     assert made == {f"flips-{data.name}"}
     assert facts == read_facts(bundle)
+
+
+def test_pictures_that_cannot_be_drawn_leave_the_earlier_ones(
+    released: tuple[Path, Path, list[str]], training: Path, data: Path, tmp_path: Path
+) -> None:
+    bundle, work, _ = (shutil.copytree(each, tmp_path / each.name) for each in (*released[:2], data))
+    before = {each.name: each.read_bytes() for each in (bundle / "docs").iterdir() if each.is_file()}
+    next((work / data.name / "overlays").iterdir()).unlink()
+    with pytest.raises(FileNotFoundError):
+        run.release(training, [data], bundle, "cpu", work, say=lambda _: None)
+    assert {each.name: each.read_bytes() for each in (bundle / "docs").iterdir() if each.is_file()} == before
 
 
 def test_nothing_is_released_where_half_precision_changes_the_result(
@@ -251,11 +272,30 @@ def test_the_data_of_the_training_are_found_where_they_are_now(tmp_path: Path) -
         ConfigurationError, match=r"the training used gone/HRF, which is not there; give it with --data"
     ):
         training_folders(run_folder, [tmp_path])
+    other = tmp_path / "other" / "CHASE_DB1"
+    other.mkdir(parents=True)
+    for recorded in (f"{other},gone/HRF", f"[{other}, gone/HRF]"):
+        (run_folder / "configuration.yaml").write_text(f"dataset_dir: {recorded}\n")
+        assert training_folders(run_folder, [here]) == [other, here]
+    same = tmp_path / "same" / "CHASE_DB1"  # another folder of the name of one that is still there
+    same.mkdir(parents=True)
+    assert training_folders(run_folder, [here, same]) == [other, here]
+    (run_folder / "configuration.yaml").write_text("dataset_dir: gone/CHASE_DB1\n")
+    with pytest.raises(ConfigurationError, match="gone/CHASE_DB1, which is not there, and 2 --data have its name"):
+        training_folders(run_folder, [other, same])
     (run_folder / "configuration.yaml").write_text("dataset_dir: null\n")
     assert training_folders(run_folder, [here]) == [here]
     (run_folder / "configuration.yaml").write_text("a: [")
     with pytest.raises(ConfigurationError, match="not readable"):
         training_folders(run_folder, [here])
+
+
+def test_a_test_photograph_without_vessels_is_named_before_anything_is_measured(data: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(data, tmp_path / "data")
+    (entry, *_) = datalist(copied, "test")
+    Image.new("L", (112, 112)).save(entry["label"])
+    with pytest.raises(ValueError, match=f"{Path(entry['label']).name}: the mask has no vessel pixel"):
+        open_data_sets([copied], None)
 
 
 def test_photographs_are_taken_from_all_groups() -> None:
@@ -395,6 +435,15 @@ def test_failures_are_drawn_in_three_colours(tmp_path: Path) -> None:
     assert missed.argmax() == 0
     assert np.ptp(nothing) < 10
     assert (tmp_path / "failure.png").stat().st_size <= FAILURE_BYTES
+
+
+def test_failures_of_16_bit_photographs_are_drawn_as_bright(tmp_path: Path) -> None:
+    empty, drawn = np.zeros((60, 80), bool), []
+    for name, image in (("8", np.full((60, 80, 3), 120, np.uint8)), ("16", np.full((60, 80, 3), 120 / 255, "f4"))):
+        save_failure(tmp_path / f"{name}.png", image, empty, empty, "x")
+        drawn.append(np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB"), int)[100:])
+    assert drawn[0].mean() > 50
+    assert np.array_equal(*drawn)
 
 
 def test_noisy_failures_become_smaller(tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ def test_the_first_call_goes_on_past_a_failure_and_stops_as_told(swept: Swept) -
     statuses = {name: run.info.status for name, run in swept.between.items()}
     ended = {"trial": "KILLED", "trial-bad-seed42": "FAILED", "trial-long-seed42": "KILLED", "mine": "FINISHED"}
     assert statuses == ended
+    assert "thread" in swept.between["trial-long-seed42"].data.tags["hardware"]  # told before the evaluation
 
 
 def test_members_are_children_of_one_run_and_carry_their_digest(swept: Swept) -> None:

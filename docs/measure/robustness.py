@@ -1,4 +1,4 @@
-"""Checkpoints on clean and on degraded photographs: AP of each, as of the model card; to choose on validation.
+"""Checkpoints on clean → on degraded photographs: AP, as in the model card; to choose on validation.
 
 python docs/measure/robustness.py DATA [DATA ...] --checkpoints FILE [FILE ...] [--part validation] [--limit 9]
 """
@@ -24,10 +24,9 @@ def main(arguments: list[str] | None = None) -> None:
     for data in chosen.data:
         photographs = select(entries(data, chosen.part), chosen.limit)
         found = [robustness(pipeline, photographs)["rows"] for pipeline in pipelines.values()]
-        clean = next(iter(found[0]))
-        print(f"| {data}, clean |" + "".join(f" {rows[clean]['clean']['ap']:.4f} |" for rows in found))
         for name in found[0]:
-            print(f"| {name} |" + "".join(f" {rows[name]['degraded']['ap']:.4f} |" for rows in found))
+            scores = [(rows[name]["clean"]["ap"], rows[name]["degraded"]["ap"]) for rows in found]
+            print(f"| {data}, {name} |" + "".join(f" {clean:.4f} → {after:.4f} |" for clean, after in scores))
 
 
 if __name__ == "__main__":

@@ -234,9 +234,11 @@ def _run(
     }
     journal, begun, error = Journal(summary.output, header), time.perf_counter(), None
     counts: Counter[str] = Counter()
+    counting = threading.Lock()  # several threads write
 
     def count(record: Record) -> None:
-        counts[record.status] += 1
+        with counting:
+            counts[record.status] += 1
         progress(record)
 
     try:

@@ -21,6 +21,7 @@ __all__ = [
     "datalist",
     "digest",
     "find_samples",
+    "folders_of",
     "split",
 ]
 
@@ -52,7 +53,7 @@ def find_samples(dataset_dir: DatasetDir, require_labels: bool = True) -> Datase
     require_labels: False also takes folders of images alone; their labels are None. Names and subjects of several data
     sets are prefixed by the data set's name. Raises DatasetError.
     """
-    folders = _folders(dataset_dir)
+    folders = _existing(dataset_dir)
     found = [_find(folder, require_labels) for folder in folders]
     if len(found) == 1:
         return found[0]
@@ -124,15 +125,20 @@ def digest(source: DatasetDir | Dataset | Iterable[Sample]) -> str:
     return total.hexdigest()
 
 
-def _folders(dataset_dir: DatasetDir) -> list[Path]:
-    """The folder or folders meant, each of which exists."""
+def folders_of(dataset_dir: DatasetDir) -> list[Path]:
+    """The folder or folders meant, whether they exist or not: a list, or text with commas or os.pathsep between."""
     if isinstance(dataset_dir, str) and not Path(dataset_dir).exists():
         items: list[str | os.PathLike[str]] = [
             p.strip() for p in re.split(f"[,{os.pathsep}]", dataset_dir) if p.strip()
         ]
     else:
         items = [dataset_dir] if isinstance(dataset_dir, str | os.PathLike) else list(dataset_dir)
-    folders = [Path(item).expanduser() for item in items]
+    return [Path(item).expanduser() for item in items]
+
+
+def _existing(dataset_dir: DatasetDir) -> list[Path]:
+    """The folder or folders meant. Raises DatasetError where one does not exist."""
+    folders = folders_of(dataset_dir)
     if not folders:
         raise DatasetError("dataset_dir is empty: give the folder of a data set")
     for folder in folders:

@@ -3,6 +3,7 @@
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -141,11 +142,13 @@ def _measured(work: Work, item: Item) -> _Row:
                 times[stage].append(spent)
     except StageError as error:
         raise CostsError(f"{item.path}: cannot be measured, {error.stage} failed ({error.cause})") from error
-    sizes = {path.split("/")[0]: float(size) for path, size in record.outputs.items()}
+    sizes: Counter[str] = Counter()
+    for path, size in record.outputs.items():  # of all frames
+        sizes[path.split("/")[0]] += size
     return _Row(
         file.pixels / 1e6,
         {stage: median(spent) for stage, spent in times.items()},
-        {PHOTOGRAPH: float(file.size), **sizes},
+        {PHOTOGRAPH: float(file.size), **{folder: float(size) for folder, size in sizes.items()}},
     )
 
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ..batch.archives import ARCHIVE_BYTES
-from ..batch.writers import WRITERS
+from ..batch.writers import PLACES
 from .costs import PHOTOGRAPH, Costs, CostsError
 
-FOLDERS = {name: writer.folder for name, writer in WRITERS.items()}
+FOLDERS = {name: folder for name, (folder, _) in PLACES.items()}
 JOURNAL_BYTES = 1_600  # of a photograph, as docs/measure/million_rows.py found
 ALL_STAGES = "all stages"
 

@@ -157,9 +157,10 @@ def _before(earlier: Facts | None) -> str:
 
 
 def _epochs(training: Facts) -> str:
-    best = "" if training["best_epoch"] is None else f", weights of epoch {training['best_epoch']} (best validation AP)"
-    ap = "" if training["validation_ap"] is None else f"; validation AP {number(training['validation_ap'])}"
-    return f"{training['epochs']}{best}{ap}"
+    epoch = "" if training["best_epoch"] is None else f", weights of epoch {training['best_epoch']}"
+    ap = training["validation_ap"]  # only of the best checkpoint
+    best = "" if ap is None else f"{' (best validation AP)' if epoch else ''}; validation AP {number(ap)}"
+    return f"{training['epochs']}{epoch}{best}"
 
 
 def _steps(training: Facts) -> str:

@@ -20,9 +20,9 @@ LEGEND = ((FOUND, "found"), (MISSED, "missed (false negative)"), (FALSE, "false 
 def save_failure(path: Path, image: np.ndarray, mask: np.ndarray, truth: np.ndarray, title: str) -> None:
     """Overlay on the photograph in grey, so that three colours show, as PNG of at most FAILURE_BYTES where it can be.
 
-    image: (H, W, 3) uint8. mask, truth: (H, W) bool.
+    image: (H, W, 3) uint8 or float in [0, 1]. mask, truth: (H, W) bool.
     """
-    grey = (0.55 * image[..., 1:2]).astype(np.uint8).repeat(3, 2)
+    grey = (0.55 * overlay(image, np.zeros_like(mask))[..., 1:2]).astype(np.uint8).repeat(3, 2)
     drawn = Image.fromarray(overlay(grey, mask, truth))
     for width in _FAILURE_WIDTHS:
         small = drawn.resize((width, round(drawn.height * width / drawn.width)), Image.Resampling.LANCZOS)

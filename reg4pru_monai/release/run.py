@@ -141,7 +141,7 @@ class Release:
     def _speed(self, model: Path, test: DataSet) -> list[dict[str, Any]]:
         """On the device that was asked for, and on the CPU where that is another."""
         rows = []
-        for device in dict.fromkeys((load_pipeline(model, self.device).device.type, "cpu")):
+        for device in dict.fromkeys((str(load_pipeline(model, self.device).device), "cpu")):
             pipeline = load_pipeline(model, device)
             about = {**self._about(test, pipeline, test.entries[:1]), "device": device}
             step = partial(measure_speed, pipeline, test.entries[0])
@@ -195,26 +195,30 @@ def check_half_precision(name: str, half: Mapping[str, Any], original: Mapping[s
 
 
 def draw(every: Release, facts: dict[str, Any], bundle: Path) -> None:
-    """The pictures of docs/, and where they are into the facts."""
-    docs = bundle / "docs"
+    """The pictures of docs/, and where they are into the facts; nothing is taken away before all are drawn."""
+    docs, drawn = bundle / "docs", every.work / "pictures"
+    check_folder(drawn)
     sets = {each.name: each for each in every.sets}
     pipeline = load_pipeline(every.work / "model.pt", every.device)
-    for earlier in docs.glob("failure_*.png"):
-        earlier.unlink()
     for number, failure in enumerate(facts["failures"], 1):
         entries = {entry["name"]: entry for entry in sets[failure["data_set"]].entries}
         entry = entries[failure["photograph"]]
         failure["picture"] = f"failure_{number}.png"
         title = f"{failure['data_set']} {failure['photograph']}: Dice {failure['dice']:.3f}"
         mask, truth = pipeline(entry["image"]).mask(), read_mask(entry["label"])
-        save_failure(docs / failure["picture"], read_image(entry["image"]), mask, truth, title)
+        save_failure(drawn / failure["picture"], read_image(entry["image"]), mask, truth, title)
     rows = [(name, row) for name, own in facts["results"].items() for row in own["photographs"]]
     pictures = [
         (every.work / name / "overlays" / f"{row['image']}.jpg", f"{name} {row['image']}  Dice {row['dice']:.3f}")
         for name, row in rows
     ]
     facts["contact_sheet"] = "contact_sheet.jpg"
-    save_contact_sheet(docs / facts["contact_sheet"], pictures)
+    save_contact_sheet(drawn / facts["contact_sheet"], pictures)
+    for earlier in docs.glob("failure_*.png"):
+        earlier.unlink()
+    for name in (facts["contact_sheet"], *(failure["picture"] for failure in facts["failures"])):
+        with replacing(docs / name) as beside:
+            shutil.copyfile(drawn / name, beside)
 
 
 def _per_image(path: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..configuration import NOT_RESULTS
-from ..fundus.datasets import DatasetError, datalist, digest, find_samples
+from ..evaluation import check_labels
+from ..fundus.datasets import DatasetError, datalist, digest, find_samples, folders_of
 from ..runtime import ConfigurationError
 from ..tracking_store import JOURNAL_NAME, read_journal
 from ..weights import load_checkpoint
@@ -53,10 +54,11 @@ class DataSet:
 
 
 def open_data_sets(folders: Sequence[Path], limit: int | None) -> list[DataSet]:
-    """The test parts, at most ``limit`` photographs of each. Raises DatasetError."""
+    """The test parts, at most ``limit`` photographs of each. Raises DatasetError, ValueError for an empty mask."""
     found = []
     for folder in folders:
         entries = datalist(folder, "test")
+        check_labels(entries)
         chosen = select(entries, limit or len(entries))
         found.append(DataSet(folder, find_samples(folder).name, chosen, len(entries), digest(folder)[:16]))
     names = [each.name for each in found]
@@ -78,17 +80,22 @@ def select(entries: Sequence[dict[str, str]], count: int) -> list[dict[str, str]
 def training_folders(run: Path, given: Sequence[Path]) -> list[Path]:
     """The data sets that a training used: as it recorded them, where they still are, else those given of their names.
 
-    Raises ConfigurationError where one is not among them: its validation part would be another one.
+    Raises ConfigurationError where one is not among them, or two are: its validation part could be another one.
     """
     recorded = configuration(run).get("dataset_dir")
     if not recorded:
         return list(given)
-    paths = [Path(str(each)) for each in (recorded if isinstance(recorded, list) else [recorded])]
-    named = {folder.resolve().name: folder for folder in given}
-    missing = [path for path in paths if not path.is_dir() and path.name not in named]
-    if missing:
-        raise ConfigurationError(f"the training used {missing[0]}, which is not there; give it with --data FOLDER")
-    return [named.get(path.name, path) for path in paths]
+    return [path if path.is_dir() else _moved(path, given) for path in folders_of(recorded)]
+
+
+def _moved(path: Path, given: Sequence[Path]) -> Path:
+    """The one folder of those given that has the name of one that is gone."""
+    found = [folder for folder in given if folder.resolve().name == path.name]
+    if not found:
+        raise ConfigurationError(f"the training used {path}, which is not there; give it with --data FOLDER")
+    if len(found) > 1:
+        raise ConfigurationError(f"the training used {path}, which is not there, and {len(found)} --data have its name")
+    return found[0]
 
 
 def configuration(run: Path) -> dict[str, Any]:
