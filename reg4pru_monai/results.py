@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from .markdown import markdown_table
+
 SPEED = ("images_per_second", "latency_ms", "gflops", "peak_memory_mib")
 # Few: a training adds ten more, and MLflow's tables and charts want fewer than 40; that is all the room there is.
 # metrics.json has every metric and interval.
@@ -87,13 +89,13 @@ def description(
     setting = f"{network}, {parameters['diameter']} px across; {images} {part} images of {parameters['dataset']}"
     parts = [
         f"**{_summary(result, parameters)}** {setting}.",
-        _table(_accuracy(result, images)),
-        _table(_speed(result)),
+        markdown_table(_accuracy(result, images)),
+        markdown_table(_speed(result)),
     ]
     if found := _datasets(result):
-        parts += [f"Each data set, {main_variant(result)}:", _table(found)]
+        parts += [f"Each data set, {main_variant(result)}:", markdown_table(found)]
     if groups := _groups(result):
-        parts += [f"Means over the images of each group, {main_variant(result)}:", _table(groups)]
+        parts += [f"Means over the images of each group, {main_variant(result)}:", markdown_table(groups)]
     parts += [
         "Brackets: 95 % interval over subjects. Pooled over the pixels in the field of view; surface Dice is the mean "
         f"of images. Measured on {measured_with['hardware']}, {measured_with['dtype']}, "
@@ -169,8 +171,3 @@ def _interval(result: Mapping[str, float], name: str) -> str:
     if not isfinite(value):
         return "–"
     return f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if isfinite(low) and isfinite(high) else "")
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [rows[0], ["---", *["--:"] * (len(rows[0]) - 1)], *rows[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -99,6 +99,15 @@ def read_journal(path: Path | str) -> list[Record]:
     return records
 
 
+def ended_well(journal: Path) -> bool:
+    """Whether the run of a journal ended well, and was not started again since; False where there is no journal."""
+    if not journal.is_file():
+        return False
+    # The id of a run that began offline stands behind its end.
+    records = [record for record in read_journal(journal) if record["kind"] in ("start", "end")]
+    return bool(records) and records[-1].get("status") == "FINISHED"
+
+
 def append(path: Path, record: Record) -> None:
     """Append one line of strict JSON (nan and inf as text), on a line of its own even after a torn one."""
     if record["kind"] == "metrics":

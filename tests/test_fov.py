@@ -53,7 +53,7 @@ def test_disc_is_found(name: str) -> None:
     truth = np.hypot(rows - center[0], cols - center[1]) <= diameter / 2
     assert (fov.mask & truth).sum() / (fov.mask | truth).sum() > 0.97
     assert fov.mask.shape == size
-    r0, c0, r1, c1 = fov.bbox
+    r0, c0, r1, c1 = fov.box
     inside_rows, inside_cols = np.flatnonzero(fov.mask.any(axis=1)), np.flatnonzero(fov.mask.any(axis=0))
     assert (inside_rows[0], inside_cols[0], inside_rows[-1] + 1, inside_cols[-1] + 1) == (r0, c0, r1, c1)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from math import isfinite
 
+from ..markdown import markdown_table
 from ..results import POOLED, SHARES, datasets
 from .groups import Comparison, Configuration
 from .runs import TEST_SET
@@ -20,12 +21,12 @@ def sections(comparison: Comparison) -> list[str]:
     ]
     if not known:
         return []
-    lines = ["## Speed and size", "", *_table(_speed(known)), ""]
+    lines = ["## Speed and size", "", markdown_table(_speed(known)), ""]
     for title, rows in _accuracy(known).items():
         lines += [
             f"## Accuracy on {title}",
             "",
-            *_table([["no.", "configuration", "evaluated", *_titles()], *rows]),
+            markdown_table([["no.", "configuration", "evaluated", *_titles()], *rows]),
             "",
         ]
     seeds = any(len(configuration.runs) > 1 for _, configuration in known)
@@ -118,8 +119,3 @@ def _ratio(configuration: Configuration) -> str:
     dense, pruned = (_values(configuration, f"{variant}/gflops") for variant in ("dense", "pruned"))
     ratios = [one / other for one, other in zip(dense, pruned, strict=True)] if dense and pruned else []
     return f"{mean_and_sd(ratios)[0]:.2f}" if ratios else NOTHING
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]

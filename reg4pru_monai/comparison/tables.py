@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import wrap
 
 from ..files import replacing, write_rows
+from ..markdown import markdown_table
 from .details import sections
 from .figures import figures, label_of, published
 from .groups import Comparison, Row
@@ -137,11 +138,8 @@ def _seed_intervals(comparison: Comparison) -> list[str]:
 def markdown(comparison: Comparison, drawn: Sequence[str], with_published: bool) -> str:
     """The result as a page beside the figures. drawn: names of the figures."""
     rows = _table(comparison)
-    lines = [f"# Comparison by {label_of(comparison.metric)}", "", comparison.source, ""]
-    for number, cells in enumerate(rows):
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-        lines += ["|" + "---|" * len(cells)] * (number == 0)
-    lines += ["", *(f"* {text.strip()}" for text in [*remarks(comparison), *column_notes(comparison)]), ""]
+    lines = [f"# Comparison by {label_of(comparison.metric)}", "", comparison.source, "", markdown_table(rows), ""]
+    lines += [*(f"* {text.strip()}" for text in [*remarks(comparison), *column_notes(comparison)]), ""]
     lines += sections(comparison)
     for name in drawn:
         lines += [f"## {HEADINGS[name]}", "", f"![{HEADINGS[name]}]({name})", ""]

@@ -46,11 +46,6 @@ class FieldOfView:
     confidence: float
     full_frame: bool
 
-    @property
-    def bbox(self) -> Box:
-        """(r0, c0, r1, c1) of the visible part."""
-        return self.box
-
     @cached_property
     def mask(self) -> np.ndarray:
         """The visible part, (H, W) bool."""

@@ -1,9 +1,10 @@
 """Tables of the model card, from the facts of a release."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
+from ..markdown import markdown_table
 from ..results import GROUPED, POOLED, SHARES
 
 Facts = Mapping[str, Any]
@@ -29,12 +30,6 @@ def interval(metrics: Mapping[str, float | None], name: str) -> str:
     return shown if low is None or high is None else f"{shown} [{number(low)}, {number(high)}]"
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """In Markdown, all columns but the first to the right."""
-    lines = [titles, ["---", *["--:"] * (len(titles) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def accuracy(facts: Facts) -> str:
     """Of each data set, dense and pruned."""
     rows = [
@@ -42,7 +37,7 @@ def accuracy(facts: Facts) -> str:
         for name, own in facts["results"].items()
         for variant in ("pruned", "dense")
     ]
-    return table(["", *ACCURACY.values()], rows)
+    return markdown_table([["", *ACCURACY.values()], *rows])
 
 
 def groups(facts: Facts) -> str:
@@ -52,7 +47,7 @@ def groups(facts: Facts) -> str:
         for name, own in facts["results"].items()
         for group, count in own["groups"].items()
     ]
-    return table(["", "Photographs", *GROUPS.values()], rows) if rows else ""
+    return markdown_table([["", "Photographs", *GROUPS.values()], *rows]) if rows else ""
 
 
 def half_precision(facts: Facts) -> str:
@@ -62,7 +57,7 @@ def half_precision(facts: Facts) -> str:
         for variant, original in own["original"].items():
             scores = [(original[key], own["metrics"][f"{variant}/{key}"]) for key in ("ap", "dice")]
             rows.append([f"{name}, {variant}", *(number(score, 4) for pair in scores for score in pair)])
-    return table(["", "AP as trained", "AP as shipped", "Dice as trained", "Dice as shipped"], rows)
+    return markdown_table([["", "AP as trained", "AP as shipped", "Dice as trained", "Dice as shipped"], *rows])
 
 
 def robustness(facts: Facts) -> str:
@@ -74,7 +69,7 @@ def robustness(facts: Facts) -> str:
         for name, own in facts["robustness"].items()
         for row in own["rows"].values()
     ]
-    return table(["", "AP clean", "AP", "Dice clean", "Dice", "AP changes by"], rows)
+    return markdown_table([["", "AP clean", "AP", "Dice clean", "Dice", "AP changes by"], *rows])
 
 
 def flips(facts: Facts) -> str:
@@ -85,7 +80,7 @@ def flips(facts: Facts) -> str:
         + [f"{own['cost']:.1f} ×"]
         for name, own in facts["flips"].items()
     ]
-    return table(["", "Photographs", "AP", "AP, flips", "Dice", "Dice, flips", "Time"], rows)
+    return markdown_table([["", "Photographs", "AP", "AP, flips", "Dice", "Dice, flips", "Time"], *rows])
 
 
 def speed(facts: Facts) -> str:
@@ -109,7 +104,7 @@ def speed(facts: Facts) -> str:
         ratio = f"{value:.2f} [{low:.2f}, {high:.2f}]"
         name = f"{row['hardware']}, {row['data_set']}"
         rows.append([name, pixels, *times, ratio, *memory, f"{row['file_to_mask_seconds']:.3g}"])
-    return table(titles, rows)
+    return markdown_table([titles, *rows])
 
 
 def quality(facts: Facts) -> str:
@@ -119,7 +114,11 @@ def quality(facts: Facts) -> str:
         for name, own in facts["results"].items()
         for key, row in own["quality"].items()
     ]
-    return table(["Quarter of the photographs", "Number", "Their Dice", "Dice of the others"], rows) if rows else ""
+    return (
+        markdown_table([["Quarter of the photographs", "Number", "Their Dice", "Dice of the others"], *rows])
+        if rows
+        else ""
+    )
 
 
 def data(facts: Facts) -> str:
@@ -128,7 +127,7 @@ def data(facts: Facts) -> str:
     sets = " + ".join(facts["training"]["data_sets"])
     rows = [[f"{part}, {sets}", str(own["images"]), str(own["subjects"])] for part, own in training.items()]
     rows += [[f"test, {name}", str(own["images"]), str(own["subjects"])] for name, own in facts["results"].items()]
-    return table(["Part", "Photographs", "People"], rows)
+    return markdown_table([["Part", "Photographs", "People"], *rows])
 
 
 def versions(facts: Facts) -> str:
@@ -137,7 +136,7 @@ def versions(facts: Facts) -> str:
     rows = [["code revision", _short(made["made_with"]), _short(now)]]
     rows += [["Python", made["made_with"].get("python", "–"), now["python"]]]
     rows += [[name, made["packages"].get(name, "–"), version] for name, version in now["packages"].items()]
-    return table(["", "Training", "Measurement"], rows)
+    return markdown_table([["", "Training", "Measurement"], *rows])
 
 
 def _short(tags: Facts) -> str:

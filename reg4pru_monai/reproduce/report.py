@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from ..files import replacing, write_rows
+from ..markdown import markdown_table
 from .figures import draw_course, draw_keep_rates, draw_variants
 from .results import Results, Row, estimate
 from .variants import VARIANTS
@@ -86,12 +87,6 @@ def course_table(results: Results) -> list[list[str]]:
     return table if len(epochs) > 1 else []
 
 
-def markdown(table: Sequence[Sequence[str]]) -> str:
-    """A table as Markdown, the first row its head."""
-    lines = ["| " + " | ".join(row) + " |" for row in table]
-    return "\n".join([lines[0], "|---" * len(table[0]) + "|", *lines[1:]])
-
-
 def _value(values: Sequence[float]) -> str:
     if not values:
         return ""
@@ -142,23 +137,28 @@ def _without_dense(results: Results) -> str:
 
 def text(results: Results) -> str:
     """All tables, with what they mean."""
-    parts = ["AP after the last epoch, mean ± standard deviation over seeds.\n\n" + markdown(accuracy_table(results))]
+    parts = [
+        "AP after the last epoch, mean ± standard deviation over seeds.\n\n" + markdown_table(accuracy_table(results))
+    ]
     parts.append("\n".join(f"* *{name}*: {meaning}" for name, meaning in VARIANTS.items()))
     parts.append(
         "What each step costs in AP, paired by seed; in brackets the 95 % interval over seeds (Student's t), from "
         "three seeds on. *learning*: the arm, evaluated dense, against the dense arm. *masking*: masked against dense. "
         "*seen again*: returned against masked. *stale*: pruned against returned. *pruning*: pruned against dense. "
-        "*in all*: pruned against the dense arm." + _without_dense(results) + "\n\n" + markdown(step_table(results))
+        "*in all*: pruned against the dense arm."
+        + _without_dense(results)
+        + "\n\n"
+        + markdown_table(step_table(results))
     )
     parts.append(
         "Share of the tokens that the last stage leaves, and of those that show a vessel: pruned, and by the threshold "
-        "of training without its noise.\n\n" + markdown(selection_table(results))
+        "of training without its noise.\n\n" + markdown_table(selection_table(results))
     )
     if other := other_table(results):
         parts.append(
             "Pruned at other keep rates, and by a single stage that keeps half, AP of the lowest seed. A token removed "
-            "before a late block is stale for fewer blocks.\n\n" + markdown(other)
+            "before a late block is stale for fewer blocks.\n\n" + markdown_table(other)
         )
     if rows := course_table(results):
-        parts.append("AP during the training, of the lowest seed.\n\n" + markdown(rows))
+        parts.append("AP during the training, of the lowest seed.\n\n" + markdown_table(rows))
     return "\n\n".join(parts) + "\n"

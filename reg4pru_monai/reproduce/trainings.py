@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ..configuration import configuration_digest, data_digest
-from ..tracking_store import JOURNAL_NAME, read_journal
+from ..tracking_store import JOURNAL_NAME, ended_well
 from ..training import kept_checkpoint
 
 # What is compared, what changes no weights, where the data set lies, and how a version of train.yaml starts a training.
@@ -58,19 +58,13 @@ def find_runs(folder: str | Path) -> list[Run]:
     runs = []
     for path in sorted(Path(folder).rglob(JOURNAL_NAME)):
         file = path.with_name("configuration.yaml")
-        settings = yaml.safe_load(file.read_text()) if _finished(path) and file.is_file() else None
+        settings = yaml.safe_load(file.read_text()) if ended_well(path) and file.is_file() else None
         if isinstance(settings, dict) and "keep_epochs" in settings:
             runs.append(Run(path.parent, settings))
     if not runs:
         raise ValueError(f"{folder}: no finished training below it; run the sweep of the experiment first")
     order = list(dict.fromkeys(run.arm for run in runs))
     return sorted(runs, key=lambda run: (run.decoder, run.arm != "dense", order.index(run.arm), run.seed))
-
-
-def _finished(journal: Path) -> bool:
-    """Whether the training ended well, and was not started again since."""
-    records = [record for record in read_journal(journal) if record["kind"] in ("start", "end")]
-    return bool(records) and records[-1].get("status") == "FINISHED"
 
 
 def content_of_data() -> Callable[[Any], str]:

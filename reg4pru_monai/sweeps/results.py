@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..tracking_store import JOURNAL_NAME, Record, RunStore, calm, read_journal
+from ..tracking_store import JOURNAL_NAME, Record, RunStore, calm, ended_well, read_journal
 from .plan import Job
 
 GOOD = ("finished", "finished before")
@@ -55,8 +55,7 @@ def stored_result(job: Job, tracking_uri: str) -> Result | None:
 
 def local_result(job: Job) -> Result | None:
     """The result of a training that ended well in its own output folder."""
-    steps = [record for record in _records(job) if record["kind"] in ("start", "end")]
-    if not steps or steps[-1].get("status") != "FINISHED":  # the id of a run that began offline stands behind its end
+    if not ended_well(job.folder / JOURNAL_NAME):
         return None
     return Result(job, "finished before", local_ap(job), trained_minutes(job))
 
