@@ -28,7 +28,7 @@ from reg4pru_monai.release.data_sets import data_license, data_source
 from reg4pru_monai.release.kept import Kept
 from reg4pru_monai.release.photographs import quality_against_dice
 from reg4pru_monai.release.pictures import FAILURE_BYTES, save_contact_sheet, save_failure, worst
-from reg4pru_monai.release.run import ReleaseError, check_half_precision
+from reg4pru_monai.release.run import ReleaseError, check_half_precision, rounded
 from reg4pru_monai.release.sources import (
     locate,
     open_data_sets,
@@ -156,12 +156,17 @@ def test_the_card_tells_of_the_training_that_weights_were_started_from(
     path.write_text(yaml.safe_dump(settings))
     found = training_facts(locate(tuned), [data])
     own = ("epochs", "best_epoch", "validation_ap", "steps", "seconds")
-    assert found["before"] == {"policy": "reg4pru", **{key: found[key] for key in own}}
+    assert found["before"] == {"policy": "reg4pru", "before": None, **{key: found[key] for key in own}}
     assert "start_from" not in found["settings"]
     facts = {**read_facts(released[0]), "training": found}
     assert "| started from | weights trained with policy reg4pru; epochs: 2, " in model_card(facts, {})
     assert "optimiser steps: 2; time: " in model_card(facts, {})
-    assert "weights of epoch 2 (best validation AP); validation AP " in model_card(facts, {})
+    path.write_text(yaml.safe_dump({**settings, "start_from": str(released[0] / WEIGHTS)}))
+    weights = training_facts(locate(tuned), [data])["before"]  # of a bundle, whose facts tell of its training
+    assert weights == {**rounded(found["before"]), "before": read_facts(released[0])["training"]["before"]}
+    chain = {**facts["training"], "before": {**weights, "before": {**weights, "policy": "dense"}}}
+    assert "; these from weights trained with policy dense; " in model_card({**facts, "training": chain}, {})
+    assert f"weights of epoch {found['best_epoch']} (best validation AP); validation AP " in model_card(facts, {})
     last = training_facts(locate(tuned / "checkpoints" / "last.pt"), [data])
     assert "| epochs | 2, weights of epoch 2 |" in model_card({**facts, "training": last}, {})
 

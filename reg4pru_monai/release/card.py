@@ -150,9 +150,10 @@ def _training(facts: Facts) -> str:
 def _before(earlier: Facts | None) -> str:
     if earlier is None:
         return "scratch"
+    further = f"; these from {_before(earlier['before'])}" if earlier.get("before") else ""
     return (
         f"weights trained with policy {earlier['policy']}; epochs: {_epochs(earlier)}; optimiser steps: "
-        f"{_steps(earlier)}; time: {_time(earlier['seconds'])}"
+        f"{_steps(earlier)}; time: {_time(earlier['seconds'])}{further}"
     )
 
 

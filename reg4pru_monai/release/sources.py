@@ -10,9 +10,11 @@ import yaml
 from ..configuration import NOT_RESULTS
 from ..evaluation import check_labels
 from ..fundus.datasets import DatasetError, datalist, digest, find_samples, folders_of
+from ..released import sha256
 from ..runtime import ConfigurationError
 from ..tracking_store import JOURNAL_NAME, read_journal
 from ..weights import load_checkpoint
+from .bundle_files import FACTS, read_facts
 
 VALIDATION_FRACTION = 0.2  # of train.yaml
 # Paths, or said elsewhere.
@@ -116,7 +118,8 @@ def part_of(folders: Sequence[Path], part: str, run: Path) -> list[dict[str, str
 def training_facts(source: Source, folders: Sequence[Path]) -> dict[str, Any]:
     """What is known of the training: data, settings, epochs, steps, time, hardware, versions; None where it is not.
 
-    before: the training whose weights it started from, None where it started from scratch. Raises CheckpointError.
+    before: the training whose weights it started from, with its own ``before``; None where it started from scratch.
+    Raises CheckpointError.
     """
     state, settings = load_checkpoint(source.checkpoint), configuration(source.run)
     records = _records(source.run)
@@ -138,6 +141,9 @@ def training_facts(source: Source, folders: Sequence[Path]) -> dict[str, Any]:
     }
 
 
+EFFORT = ("epochs", "best_epoch", "validation_ap", "steps", "seconds")
+
+
 def _effort(source: Source, state: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How long a training took, and how far it came. state: its checkpoint. records: its journal."""
     last = source.run / "checkpoints" / "last.pt"
@@ -151,12 +157,17 @@ def _effort(source: Source, state: Mapping[str, Any], records: Sequence[Mapping[
 
 
 def _before(checkpoint: str | None) -> dict[str, Any] | None:
-    """The training that a checkpoint came from."""
+    """The training that a checkpoint came from; of the weights of a bundle, what its facts say of it."""
     if checkpoint is None:
         return None
     source = Source(Path(checkpoint), Path(checkpoint).absolute().parents[1])
     state = load_checkpoint(source.checkpoint)
-    return {"policy": state["configuration"]["policy"], **_effort(source, state, _records(source.run))}
+    facts = source.run / FACTS
+    if facts.is_file() and (told := read_facts(source.run))["weights"]["sha256"] == sha256(source.checkpoint):
+        own = {key: told["training"][key] for key in (*EFFORT, "before")}
+    else:
+        own = {**_effort(source, state, _records(source.run)), "before": None}
+    return {"policy": state["configuration"]["policy"], **own}
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
