@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from reg4pru_monai.fundus import CanonicalFrame, FieldOfView, canonical_frame
-from reg4pru_monai.fundus.rim import REACH, mirror_rim
+from reg4pru_monai.fundus.rim import NARROWEST, REACH, WIDEST, mirror_rim
 from reg4pru_monai.transforms import NormalizeFundusd, preprocessing
 
 SHAPE, CENTER, DIAMETER = (260, 300), (130.0, 150.0), 200.0
@@ -36,6 +36,21 @@ def test_a_ray_is_mirrored_at_the_inner_edge_of_the_rim() -> None:
     assert np.abs(filled[0] - wedge)[radius <= 100].max() < 0.05
     np.testing.assert_array_equal(defined, radius <= DIAMETER * (0.5 + REACH))
     np.testing.assert_array_equal(filled[:, ~defined], image[:, ~defined])
+
+
+def test_a_rim_is_at_least_as_wide_as_jpeg_smears_an_edge() -> None:
+    """In pixels of the photograph, whatever the scale; in a tiny one at most a twentieth of the diameter."""
+    radius, _ = radius_and_angle()
+    image = np.random.default_rng(0).random((1, 201, 201), dtype=np.float32)
+    filled, _ = mirror_rim(image, canonical_frame(field(), DIAMETER), field(), 0.005)
+    changed = (filled != image)[0]
+    assert not changed[radius < DIAMETER / 2 - NARROWEST].any()
+    assert changed[(radius > DIAMETER / 2 - NARROWEST + 0.5) & (radius < DIAMETER / 2)].mean() > 0.99
+    tiny = FieldOfView((44, 44), (22.0, 22.0), 40.0, (2, 2, 43, 43), 1.0, False)
+    small = np.random.default_rng(0).random((1, 41, 41), dtype=np.float32)
+    inside = np.hypot(*(np.mgrid[2:43, 2:43] - 22.0)) < 40 * (0.5 - WIDEST)
+    filled, _ = mirror_rim(small, canonical_frame(tiny, 40.0), tiny, 0.005)
+    np.testing.assert_array_equal(filled[0][inside], small[0][inside])
 
 
 def test_distances_are_mirrored_at_any_scale() -> None:

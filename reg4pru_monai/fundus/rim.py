@@ -6,6 +6,8 @@ from scipy import ndimage
 from .fov import CanonicalFrame, FieldOfView
 
 RIM = 0.005  # of the diameter: within it the green channel fades, on CHASE_DB1 and HRF alike
+NARROWEST = 5  # px of the photograph: as far as JPEG smears the edge; narrower in a small photograph it would stay
+WIDEST = 0.05  # of the diameter, which NARROWEST does not exceed in a tiny one
 REACH = 0.04  # of the diameter: how far the disc is continued; more than a convolutional decoder sees
 
 
@@ -15,13 +17,15 @@ def mirror_rim(image: np.ndarray, frame: CanonicalFrame, fov: FieldOfView, rim: 
     At its edge the photograph fades within a few pixels, which looks like a vessel along the edge. Continuing the disc
     against that is from Soares et al. (IEEE TMI 25(9), 2006); they grow the region by means, a mirror keeps vessels.
 
-    image: (C, h, w) float32 at canonical scale, the crop of ``frame``. rim: its width as a share of the diameter.
+    image: (C, h, w) float32 at canonical scale, the crop of ``frame``. rim: its width as a share of the diameter; at
+    least ``NARROWEST`` pixels of the photograph.
     Returns the image and where it is defined, (h, w) bool: the disc and a ring of ``REACH`` times the diameter.
     """
     r0, c0, r1, _ = frame.box
     scale = frame.size[0] / (r1 - r0)
     center = [(fov.center[axis] - start + 0.5) * scale - 0.5 for axis, start in enumerate((r0, c0))]
-    edge = (0.5 - rim) * fov.diameter * scale
+    width = max(rim, min(NARROWEST / fov.diameter, WIDEST))
+    edge = (0.5 - width) * fov.diameter * scale
     offsets = np.arange(frame.size[0])[:, None] - center[0], np.arange(frame.size[1])[None, :] - center[1]
     radius = np.hypot(*offsets)
     defined = radius <= (0.5 + REACH) * fov.diameter * scale
