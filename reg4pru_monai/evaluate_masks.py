@@ -13,10 +13,12 @@ import numpy as np
 
 from . import mask_metrics as cm
 from .fundus.fov import DEFAULT_DIAMETER, FieldOfView, detect_fov
-from .fundus.io import IMAGE_SUFFIXES, decode_image, read_bytes, read_image, read_mask
+from .fundus.io import IMAGE_SUFFIXES, decode_image, mask_of, read_bytes, read_image
 from .fundus.layouts import LABEL_NAME, LAYOUTS, SECOND_OBSERVER_NAME, listing
 
 LABEL_MAP = 15  # of 255 or 65535: the highest value of all predictions that is taken for the number of a class
+PICTURE = 0.25  # share of pixels neither dark nor bright: of a JPEG of a mask they are the edges of vessels alone
+_REMEDY = "give masks of two values"
 PathLike = str | os.PathLike[str]
 
 
@@ -112,13 +114,13 @@ def evaluate_masks(
     found = cm.ComparisonMetrics(diameter, probabilities)
     human = cm.ComparisonMetrics(diameter, probabilities=False) if second else None
     for name in names:
-        label = read_mask(truth[name])
+        label = _mask(truth[name])
         fov = _whole_frame(label.shape) if pictures is None else detect_fov(read_image(pictures[name]))
         _add(found, read_prediction(predicted[name], probabilities), label, fov, name, (predicted, truth))
         if human and name in second:
-            _add(human, read_mask(second[name]).astype(np.float32), label, fov, name, (second, truth))
+            _add(human, _mask(second[name]).astype(np.float32), label, fov, name, (second, truth))
     left = {"predictions": len(predicted) - len(names), "ground_truth": len(truth) - len(names)}
-    notes = _notes(left, pictures is None, human, len(names))
+    notes = _notes(left, pictures is None, human, found)
     order = sorted(set(membership.values()), key=list(membership.values()).index)
     chosen = {group: [membership[name] == group for name in names] for group in order}
     return Result(found, chosen, human, _settings(found, pictures is None), notes)
@@ -137,6 +139,11 @@ def _add(
     if label.shape == fov.shape and not label[fov.mask].any():
         raise ValueError(
             f"{name}: the ground truth has no vessel pixel in the field of view; correct or remove it "
+            f"({files[1][name]})"
+        )
+    if label.shape == fov.shape and (share := float(label[fov.mask].mean())) > 0.5:
+        raise ValueError(
+            f"{name}: {share:.0%} of the field of view is vessel in the ground truth; is it inverted? "
             f"({files[1][name]})"
         )
     try:
@@ -161,8 +168,11 @@ def _settings(found: cm.ComparisonMetrics, whole_frame: bool) -> dict[str, Any]:
     }
 
 
-def _notes(left: Mapping[str, int], whole_frame: bool, human: Any, images: int) -> tuple[str, ...]:
-    notes = []
+def _notes(left: Mapping[str, int], whole_frame: bool, human: Any, found: cm.ComparisonMetrics) -> tuple[str, ...]:
+    notes, images = [], len(found.rows)
+    called = [row["name"] for row in found.rows if _share_called(row) > 0.5]
+    if called:
+        notes.append(f"more than half of the field of view is vessel in {listing(called)}: are they inverted?")
     if whole_frame:
         notes.append(
             "field of view: the whole frame, its diagonal taken as the diameter; give the photographs to find the disc"
@@ -174,6 +184,12 @@ def _notes(left: Mapping[str, int], whole_frame: bool, human: Any, images: int) 
     if human and len(human.rows) < images:
         notes.append(f"second observer: {len(human.rows)} of {images} images")
     return tuple(notes)
+
+
+def _share_called(row: Mapping[str, Any]) -> float:
+    """Share of the field of view that a prediction calls vessel."""
+    vessel = row["vessel_pixels"] / row["pixels"]
+    return float(row["sensitivity"] * vessel + (1 - row["specificity"]) * (1 - vessel))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -266,10 +282,25 @@ def _check_no_label_maps(paths: Iterable[Path]) -> None:
     )
 
 
+def _mask(path: Path) -> np.ndarray:
+    """(H, W) bool. Raises ValueError for a label map and for a picture, which have other values than a mask."""
+    grey = read_image(path).max(axis=2)
+    if not ((grey == grey.min()) | (grey == grey.max())).all():
+        unit = grey / np.float32(255) if grey.dtype == np.uint8 else grey
+        if unit.max() <= LABEL_MAP / 255:
+            raise ValueError(f"{path}: is this a label map? It has several values, none above {LABEL_MAP}; {_REMEDY}")
+        if (between := float(((unit > 0.25) & (unit < 0.75)).mean())) > PICTURE:
+            raise ValueError(
+                f"{path}: is this a photograph or an overlay? {between:.0%} of its pixels are neither dark nor bright; "
+                f"{_REMEDY}"
+            )
+    return mask_of(grey)
+
+
 def read_prediction(path: Path, probabilities: bool) -> np.ndarray:
     """(H, W) float32 in [0, 1]: the values over their highest possible one, or of masks 0 and 1."""
     if not probabilities:
-        return read_mask(path).astype(np.float32)
+        return _mask(path).astype(np.float32)
     grey = read_image(path).max(axis=2)
     return grey / np.float32(255) if grey.dtype == np.uint8 else grey
 
@@ -287,10 +318,12 @@ def _whole_frame(shape: tuple[int, ...]) -> FieldOfView:
 def read_groups(path: PathLike, names: Iterable[str]) -> dict[str, str]:
     """Group of each name from a CSV file with the columns name and group. Raises ValueError, OSError."""
     with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+        head = file.readline()
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=max("\t;,", key=head.count))  # as in manifests
         if not {"name", "group"} <= set(reader.fieldnames or ()):
             raise ValueError(f"{path} must have the columns name and group, got {listing(reader.fieldnames or ())}")
-        rows = [(pairing_name(Path(row["name"] or "")), row["group"] or "") for row in reader]
+        rows = [(pairing_name(Path((row["name"] or "").strip())), (row["group"] or "").strip()) for row in reader]
     groups = dict(rows)
     twice = sorted({name for name, group in rows if groups[name] != group})
     if twice:

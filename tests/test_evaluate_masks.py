@@ -231,6 +231,12 @@ def test_groups_from_a_table(truth: Path, tmp_path: Path) -> None:
     assert [row["group"] for row in result.rows()] == ["old", "young"]
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_groups_as_spreadsheets_write_them(tmp_path: Path, separator: str) -> None:
+    (tmp_path / "groups.csv").write_text(f"name{separator}group\n a.jpg {separator} old \nb{separator}young\n")
+    assert read_groups(tmp_path / "groups.csv", ["a", "b"]) == {"a": "old", "b": "young"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -294,6 +300,38 @@ def test_empty_ground_truth(tmp_path: Path) -> None:
     found = masks(tmp_path / "found", ["a.png"])
     with pytest.raises(ValueError, match=r"a: the ground truth has no vessel pixel.*truth/a\.png"):
         evaluate_masks(found, tmp_path / "truth")
+
+
+def test_inverted_ground_truth_is_refused_and_predictions_are_noted(truth: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        write_mask(tmp_path / "inverted" / name, ~drawing())
+    with pytest.raises(
+        ValueError, match=r"a: 93% of the field of view is vessel in the ground truth; is it inverted\?"
+    ):
+        evaluate_masks(truth, tmp_path / "inverted")
+    notes = evaluate_masks(tmp_path / "inverted", truth).notes
+    assert "more than half of the field of view is vessel in a, b: are they inverted?" in notes
+
+
+def test_photographs_and_label_maps_are_no_masks(truth: Path, tmp_path: Path) -> None:
+    eye = Image.fromarray(make_phantom((60, 80), seed=1).image)
+    (tmp_path / "eyes").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        eye.save(tmp_path / "eyes" / name)
+    for given in ((tmp_path / "eyes", truth), (truth, tmp_path / "eyes")):
+        with pytest.raises(
+            ValueError, match=r"a\.jpg: is this a photograph or an overlay\? \d+% of its pixels are neither"
+        ):
+            evaluate_masks(*given)
+    classes = drawing().astype(np.uint8)
+    classes[40] *= 2
+    for name in ("a.png", "b.png"):
+        (tmp_path / "classes").mkdir(exist_ok=True)
+        Image.fromarray(classes).save(tmp_path / "classes" / name)
+    with pytest.raises(
+        ValueError, match=r"a\.png: is this a label map\? It has several values, none above 15; give masks"
+    ):
+        evaluate_masks(truth, tmp_path / "classes")
 
 
 def test_a_photograph_is_missing(truth: Path, tmp_path: Path) -> None:

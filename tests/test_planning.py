@@ -85,6 +85,8 @@ def test_a_size_that_was_not_measured_is_said_to_be_extrapolated() -> None:
         ({"outputs": ("mask", "nifti")}, "of the outputs mask, overlay, not of mask, nifti: --measure with --outputs"),
         ({"outputs": ("mask",)}, "not of mask: --measure"),
         ({"outputs": ()}, "not of none"),
+        ({"limits": Limits(files=0.0)}, "files per second must be more than 0, or left out, got 0"),
+        ({"limits": Limits(bytes=float("nan"))}, "bytes per second must be more than 0, or left out, got nan"),
     ],
 )
 def test_plans_that_cannot_be_made(change: dict[str, object], said: str) -> None:
@@ -151,7 +153,11 @@ def test_the_command_plans_with_the_figures_of_the_package() -> None:
     each = sum(cost.of(2048**2 / 1e6) for cost in costs.seconds.values())
     assert found["wall"] == pytest.approx(1e7 * each / 500)
     assert "bottleneck" in CliRunner().invoke(app, ["plan"]).output
-    for wrong, said in ((["--size", "big"], "--size must be"), (["--measure", "x.png"], "name it with --costs FILE")):
+    for wrong, said in (
+        (["--size", "big"], "--size must be"),
+        (["--measure", "x.png"], "name it with --costs FILE"),
+        (["--megabytes-per-second", "0"], "bytes per second"),
+    ):
         run = CliRunner().invoke(app, ["plan", *wrong])
         assert run.exit_code == 1
         assert said in run.output

@@ -39,7 +39,12 @@ COLUMNS = (
     ),
     Column("column_spacing_mm", "mm", "The same distance, between a pixel and the one beside it."),
     Column("bits", "", "Bits per channel: DICOM BitsStored (0028,0101); else 8, or 16 for anything deeper.", int),
-    Column("frames", "", "Frames in the file; 1 for anything but multi-frame DICOM.", int),
+    Column(
+        "frames",
+        "",
+        "Frames in the file; 1 for anything but multi-frame DICOM: of a TIFF or GIF the first picture is read.",
+        int,
+    ),
 )
 
 _FORMATS = (

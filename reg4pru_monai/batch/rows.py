@@ -1,6 +1,7 @@
 """The columns of results.csv, all of them, in their order."""
 
 from .columns import Column
+from .journal import Record
 from .measurements import COLUMNS as MEASURED
 from .photograph import COLUMNS as PHOTOGRAPHED
 from .quality import COLUMNS as QUALITY
@@ -33,3 +34,16 @@ COLUMNS = (
     ),
     Column("seconds", "s", "Time spent on the file: reading, network, measuring, writing. Stages of files overlap."),
 )
+
+
+def has_no_disc(record: Record) -> bool:
+    """Whether no round field of view was found in a photograph, or in a frame of it."""
+    return any(row.get("fov_full_frame") for row in record.rows)
+
+
+def without_a_disc(count: int) -> str:
+    """What is said of such photographs: most are not what they were taken for."""
+    return (
+        f"{count:,} without a round field of view, measured over the whole frame: look at them first "
+        "(fov_full_frame in results.csv)"
+    )

@@ -32,6 +32,7 @@ from .locks import check_other_shards, lock_name, locked
 from .measurements import warm_up
 from .ray_plan import RayOptions
 from .reports import versions, write_reports
+from .rows import has_no_disc
 from .settings import Settings, SettingsError, check_claim, claim, is_claimed, read_claim, set_root
 from .status import save_listing
 from .store import ObjectStore, store_of
@@ -48,8 +49,9 @@ STOPPED = 130  # exit status, whichever signal it was: what a shell reports for 
 class Summary:
     """How a run ended. listed: photographs found; own: of this shard; before: done by earlier runs.
 
-    now: to be done by this run. done, failed: by this run. missing: of this shard, neither done nor failed. stopped:
-    number of the signal that ended it, or None. profile: where the time went.
+    now: to be done by this run. done, failed: by this run; without_disc: of those done, where no disc was found.
+    missing: of this shard, neither done nor failed. stopped: number of the signal that ended it, or None. profile:
+    where the time went.
     """
 
     output: Path
@@ -59,6 +61,7 @@ class Summary:
     now: int
     done: int = 0
     failed: int = 0
+    without_disc: int = 0
     seconds: float = 0.0
     stopped: int | None = None
     profile: Profile | None = None
@@ -239,6 +242,7 @@ def _run(
     def count(record: Record) -> None:
         with counting:
             counts[record.status] += 1
+            counts["without disc"] += has_no_disc(record)
         progress(record)
 
     try:
@@ -248,6 +252,7 @@ def _run(
         raise
     finally:
         summary.done, summary.failed = counts["done"], counts["failed"]
+        summary.without_disc = counts["without disc"]
         summary.seconds = time.perf_counter() - begun
         end = {"done": summary.done, "failed": summary.failed, "seconds": round(summary.seconds, 3)}
         journal.close(**end, stopped=summary.stopped, error=error)

@@ -13,7 +13,7 @@ from .columns import Column
 from .failures import COLUMNS as ERROR_COLUMNS
 from .failures import naming
 from .journal import Record
-from .rows import COLUMNS
+from .rows import COLUMNS, has_no_disc
 
 
 def rows(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
@@ -36,17 +36,26 @@ def write_tables(
     failures: Callable[[], Iterable[Record]],
     run: Mapping[str, Any],
     parquet: bool = False,
-) -> None:
-    """Write the tables, each complete or not at all. Raises WriteError.
+) -> int:
+    """Write the tables, each complete or not at all. Returns how many photographs have no disc. Raises WriteError.
 
     records, failures: a fresh iterator over all records, and over those that failed.
     """
-    _write_csv(output / "results.csv", COLUMNS, rows(records()))
+    without_disc = 0
+
+    def seen() -> Iterator[Record]:
+        nonlocal without_disc
+        for record in records():
+            without_disc += has_no_disc(record)
+            yield record
+
+    _write_csv(output / "results.csv", COLUMNS, rows(seen()))
     _write_csv(output / "errors.csv", ERROR_COLUMNS, errors(failures()))
     if parquet:
         _write_parquet(output / "results.parquet", rows(records()))
     with _beside(output / "run.json") as beside:
         beside.write_text(json.dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
+    return without_disc
 
 
 @contextmanager

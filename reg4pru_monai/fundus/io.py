@@ -111,7 +111,11 @@ def read_mask(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIX
 
     Returns (H, W) bool. Raises FundusReadError.
     """
-    grey = read_image(path, max_pixels=max_pixels).max(axis=2)
+    return mask_of(read_image(path, max_pixels=max_pixels).max(axis=2))
+
+
+def mask_of(grey: np.ndarray) -> np.ndarray:
+    """A mask as :func:`read_mask` says. grey: (H, W) uint8, or float in [0, 1]. Returns (H, W) bool."""
     lowest, highest = grey.min(), grey.max()
     if lowest == highest:
         return grey > 0

@@ -39,7 +39,7 @@ def plan(
                 raise CostsError("--measure writes a file: name it with --costs FILE")
             _measure(measure, device, wanted, costs)
         known = load_costs(device, costs)
-        limit = megabytes_per_second * 1e6 if megabytes_per_second else None
+        limit = None if megabytes_per_second is None else megabytes_per_second * 1e6
         megapixels = _megapixels(size)
         limits = Limits(files_per_second, limit)
         found = make_plan(known, images, megapixels, wanted, workers, cores, limits, archives)

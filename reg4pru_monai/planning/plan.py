@@ -61,8 +61,11 @@ def make_plan(
     archives: they go into tar archives. Raises CostsError.
     """
     for name, value in (("images", images), ("size", megapixels), ("workers", workers), ("cores", cores)):
-        if value <= 0:
+        if not value > 0:
             raise CostsError(f"{name} must be more than 0, got {value}")
+    for name, limit in (("files per second", limits.files), ("bytes per second", limits.bytes)):
+        if limit is not None and not limit > 0:  # also false for NaN
+            raise CostsError(f"{name} must be more than 0, or left out, got {limit:g}")
     if {FOLDERS.get(name) for name in outputs} != costs.bytes.keys() - {PHOTOGRAPH}:
         measured = ", ".join(name for name, folder in FOLDERS.items() if folder in costs.bytes)
         raise CostsError(
