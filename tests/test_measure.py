@@ -261,7 +261,7 @@ def test_robustness_prints_clean_and_degraded_of_each_checkpoint(
     script("robustness").main([str(phantom_set), "--checkpoints", checkpoint, checkpoint, "--limit", "1"])
     table = rows(capsys.readouterr().out)
     assert table["photographs"] == [checkpoint, checkpoint]
-    found = {name.rpartition(" ")[2]: cells for name, cells in table.items() if name.startswith(str(phantom_set))}
+    found = {name.rpartition(" ")[2]: cells for name, cells in table.items() if name.startswith("phantoms")}
     assert {each.name for each in DEGRADATIONS} == found.keys()
     clean = {}
     for name, (first, second) in found.items():

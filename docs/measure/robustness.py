@@ -21,8 +21,9 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     pipelines = {name: load_pipeline(name, device="cpu") for name in chosen.checkpoints}
     print("| photographs |" + "".join(f" {name} |" for name in pipelines) + "\n|---" + "|---" * len(pipelines) + "|")
-    for data in chosen.data:
-        photographs = select(entries(data, chosen.part), chosen.limit)
+    every = entries(chosen.data, chosen.part)  # together: the part of one alone is another
+    for data in dict.fromkeys(entry["dataset"] for entry in every):
+        photographs = select([entry for entry in every if entry["dataset"] == data], chosen.limit)
         found = [robustness(pipeline, photographs)["rows"] for pipeline in pipelines.values()]
         for name in found[0]:
             scores = [(rows[name]["clean"]["ap"], rows[name]["degraded"]["ap"]) for rows in found]
