@@ -480,7 +480,9 @@ def test_inference_takes_part_of_the_photographs(training: Path, phantom_set: Pa
         rows = list(csv.DictReader(file))
     names = [path.relative_to(phantom_set).as_posix() for path in sorted((phantom_set / "images").iterdir())]
     assert [row["path"] for row in rows] == names
-    assert all(float(row["skeleton_length_mm"]) > 0 for row in rows)
+    lengths = [[float(row[f"skeleton_length_{unit}"]) for unit in ("mm", "px")] for row in rows]
+    assert all(mm == pytest.approx(0.01 * px, rel=1e-4) for mm, px in lengths)
+    assert any(mm > 0 for mm, _ in lengths)
     assert "shard must be I/N" in str(failure("inference", **given, output_dir=str(tmp_path), shard="one"))
 
 

@@ -237,18 +237,18 @@ def test_keep_rates_prints_a_column_for_each_data_set(
     monkeypatch.syspath_prepend(str(ROOT / "docs" / "measure"))
     other = write_phantoms(tmp_path / "other", train=4, test=1, size=112, seed=9)
     checkpoint = write_checkpoint(tmp_path / "model.pt", 96)
-    words = [str(checkpoint), str(phantom_set), str(other), "--keep-rates", "1", "0.5", "--behind", "--random"]
+    words = [str(checkpoint), str(phantom_set), str(other), "--keep-rates", "1", "0.3", "--behind", "--random"]
     script("keep_rates").main(words)
     table = rows(capsys.readouterr().out)
     assert table["keep rate"] == [
         *("GFLOPs", "speed-up", "phantoms AP", "phantoms Dice", "other AP", "other Dice", "all AP", "all Dice")
     ]
     assert table["1.0"][2:] == table["dense"][2:]
-    gflops = {name: float(table[name][0]) for name in ("0.5", "0.5 behind", "1.0")}
-    assert gflops["0.5"] < gflops["0.5 behind"] < gflops["1.0"]
+    gflops = {name: float(table[name][0]) for name in ("0.3", "0.3 behind", "1.0")}
+    assert gflops["0.3"] < gflops["0.3 behind"] < gflops["1.0"]
     assert float(table["dense"][1]) == 1
-    assert len({table[name][2] for name in ("dense", "0.5", "0.5 behind", "0.5 random")}) == 4
-    assert re.fullmatch(r"0\.\d{4} \[(nan|0\.\d{4}), (nan|0\.\d{4})\]", table["0.5"][4])
+    assert len({table[name][2] for name in ("dense", "0.3", "0.3 behind", "0.3 random")}) == 4
+    assert re.fullmatch(r"0\.\d{4} \[(nan|0\.\d{4}), (nan|0\.\d{4})\]", table["0.3"][4])
 
 
 # --- robustness.py ---
@@ -257,10 +257,10 @@ def test_keep_rates_prints_a_column_for_each_data_set(
 def test_robustness_prints_clean_and_degraded_of_each_checkpoint(
     phantom_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = str(write_checkpoint(tmp_path / "model.pt", 96))
-    script("robustness").main([str(phantom_set), "--checkpoints", checkpoint, checkpoint, "--limit", "1"])
+    checkpoints = [str(write_checkpoint(tmp_path / name, 96)) for name in ("a.pt", "b.pt")]
+    script("robustness").main([str(phantom_set), "--checkpoints", *checkpoints, "--limit", "1"])
     table = rows(capsys.readouterr().out)
-    assert table["photographs"] == [checkpoint, checkpoint]
+    assert table["photographs"] == checkpoints
     found = {name.rpartition(" ")[2]: cells for name, cells in table.items() if name.startswith("phantoms")}
     assert {each.name for each in DEGRADATIONS} == found.keys()
     clean = {}

@@ -64,7 +64,7 @@ class LocalEngine(Engine):
         super().__init__(work, journal, stop)
         self.workers, self.batch_size = workers, batch_size
         self._places = threading.Semaphore(workers + batch_size)  # results that may be on their way to the disk
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()  # told when photographs are let go
         self._held = 0  # pixels
         self._largest: int | None = None  # pixels of the largest file so far, which stands for those being read
 
@@ -138,8 +138,10 @@ class LocalEngine(Engine):
             future.cancel()
 
     def _room(self, reading: "Sequence[Future[Prepared]]") -> int:
-        """How many more files may be read now; always one where none is."""
+        """How many more files may be read now; where none is, one as soon as there is room, or nothing is held."""
         with self._lock:
+            if not reading:  # what is held is on its way to the disk
+                self._lock.wait_for(lambda: not self._held or self._held + (self._largest or 0) <= PIXELS_HELD)
             each = self._largest or PIXELS_HELD // 4
             expected = self._held + each * sum(not future.done() for future in reading)
         room = min((PIXELS_HELD - expected) // each, self.workers + self.batch_size - len(reading))
@@ -183,4 +185,5 @@ class LocalEngine(Engine):
         finally:
             with self._lock:
                 self._held -= file.pixels
+                self._lock.notify_all()
             self._places.release()
