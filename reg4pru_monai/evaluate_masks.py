@@ -13,7 +13,7 @@ import numpy as np
 
 from . import mask_metrics as cm
 from .fundus.fov import DEFAULT_DIAMETER, FieldOfView, detect_fov
-from .fundus.io import IMAGE_SUFFIXES, decode_image, mask_of, read_bytes, read_image
+from .fundus.io import IMAGE_SUFFIXES, decode_image, has_two_values, mask_of, read_bytes, read_image
 from .fundus.layouts import LABEL_NAME, LAYOUTS, SECOND_OBSERVER_NAME, listing
 
 LABEL_MAP = 15  # of 255 or 65535: the highest value of all predictions that is taken for the number of a class
@@ -263,8 +263,7 @@ def holds_probabilities(path: Path) -> bool:
     data = read_bytes(path)
     if data.startswith(b"\xff\xd8\xff"):
         return False
-    grey = decode_image(data, path).max(axis=2)
-    return not ((grey == grey.min()) | (grey == grey.max())).all()
+    return not has_two_values(decode_image(data, path).max(axis=2))
 
 
 def _check_no_label_maps(paths: Iterable[Path]) -> None:
@@ -285,7 +284,7 @@ def _check_no_label_maps(paths: Iterable[Path]) -> None:
 def _mask(path: Path) -> np.ndarray:
     """(H, W) bool. Raises ValueError for a label map and for a picture, which have other values than a mask."""
     grey = read_image(path).max(axis=2)
-    if not ((grey == grey.min()) | (grey == grey.max())).all():
+    if not has_two_values(grey):
         unit = grey / np.float32(255) if grey.dtype == np.uint8 else grey
         if unit.max() <= LABEL_MAP / 255:
             raise ValueError(f"{path}: is this a label map? It has several values, none above {LABEL_MAP}; {_REMEDY}")

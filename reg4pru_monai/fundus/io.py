@@ -119,9 +119,14 @@ def mask_of(grey: np.ndarray) -> np.ndarray:
     lowest, highest = grey.min(), grey.max()
     if lowest == highest:
         return grey > 0
-    if ((grey == lowest) | (grey == highest)).all():
+    if has_two_values(grey):
         return grey == highest
     return grey >= (128 if grey.dtype == np.uint8 else 0.5)
+
+
+def has_two_values(grey: np.ndarray) -> bool:
+    """Whether an array holds no more than two values, as masks do that are no JPEG."""
+    return bool(((grey == grey.min()) | (grey == grey.max())).all())
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
