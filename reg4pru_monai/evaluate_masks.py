@@ -1,6 +1,5 @@
 """Anybody's masks or probabilities against ground truth: files paired by name, and all metrics of them."""
 
-import csv
 import math
 import os
 import re
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import mask_metrics as cm
+from .files import table_reader
 from .fundus.fov import DEFAULT_DIAMETER, FieldOfView, detect_fov
 from .fundus.io import IMAGE_SUFFIXES, decode_image, has_two_values, mask_of, read_bytes, read_image
 from .fundus.layouts import LABEL_NAME, LAYOUTS, SECOND_OBSERVER_NAME, listing
@@ -317,9 +317,7 @@ def _whole_frame(shape: tuple[int, ...]) -> FieldOfView:
 def read_groups(path: PathLike, names: Iterable[str]) -> dict[str, str]:
     """Group of each name from a CSV file with the columns name and group. Raises ValueError, OSError."""
     with open(path, newline="", encoding="utf-8-sig") as file:
-        head = file.readline()
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=max("\t;,", key=head.count))  # as in manifests
+        reader = table_reader(file)
         if not {"name", "group"} <= set(reader.fieldnames or ()):
             raise ValueError(f"{path} must have the columns name and group, got {listing(reader.fieldnames or ())}")
         rows = [(pairing_name(Path((row["name"] or "").strip())), (row["group"] or "").strip()) for row in reader]

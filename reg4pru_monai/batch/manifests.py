@@ -7,6 +7,7 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from ..files import table_reader
 from ..fundus.remote import is_url, read, without_file_protocol
 from .items import InputError
 
@@ -55,10 +56,7 @@ def _unquoted(line: str) -> str:
 
 def _column(path: str, file: TextIO) -> Iterator[str]:
     """The column ``path`` of a table, whatever separates its columns and however it is capitalised."""
-    head = file.readline()
-    file.seek(0)
-    delimiter = max("\t;,", key=head.count)
-    table = csv.DictReader(file, delimiter=delimiter)
+    table = table_reader(file)
     names = {name.strip().lower(): name for name in table.fieldnames or () if name}
     if "path" not in names:
         raise InputError(f"{path}: a manifest needs a column named path, got {table.fieldnames}")
