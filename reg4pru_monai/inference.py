@@ -33,7 +33,9 @@ IDENTITY = (DIGEST, "learning_rate", "batch_size", "crop_size")  # of these, wha
 UNTRAINED: dict[str, Any] = {
     **{"preset": "tiny", "decoder": "skip", "policy": "reg4pru", "keep_rate": KEEP_RATE, "stages": None},
     **{"reactivate": None, "diameter": DEFAULT_DIAMETER, "normalization": "local", "rim": RIM},
+    "by_angle": True,
 }
+EARLIER: dict[str, Any] = {"rim": 0.0, "by_angle": False}  # of checkpoints that say nothing of it
 
 
 def trained(checkpoint: str) -> dict[str, Any]:
@@ -44,9 +46,9 @@ def trained(checkpoint: str) -> dict[str, Any]:
     if not Path(checkpoint).is_file():
         return {"threshold": DEFAULT_THRESHOLD, **UNTRAINED}
     found = load_checkpoint(checkpoint).get("configuration")
-    if not isinstance(found, dict) or UNTRAINED.keys() - found.keys() - {"rim"}:
+    if not isinstance(found, dict) or UNTRAINED.keys() - found.keys() - EARLIER.keys():
         raise CheckpointError(f"{checkpoint}: says nothing of its configuration; it was not written by this bundle")
-    return {"threshold": DEFAULT_THRESHOLD, "rim": 0.0, **found}  # where nothing is said, the rim was left as it is
+    return {"threshold": DEFAULT_THRESHOLD, **EARLIER, **found}
 
 
 def training_parameters(trained: Mapping[str, Any], policy: str, keep_rate: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose, InvertibleTransform, MapTransform, Transform
 from scipy import ndimage
 
+from reg4pru_monai.fundus.angle import checked_angle, diameter_for
 from reg4pru_monai.fundus.fov import (
     DEFAULT_DIAMETER,
     CanonicalFrame,
@@ -80,6 +81,10 @@ class CanonicalFundusd(InvertibleTransform):
     The image's meta gets "fov", plain numbers for FieldOfView.from_dict. The inverse brings any of them, or a
     prediction (a MetaTensor) through `Invertd(orig_keys="image", nearest_interp=False)`, back to (C, H, W), 0 outside
     the field of view; label and fov as {0, 1}.
+
+    diameter: px. by_angle: it is that of a field of view of 45 degrees, and photographs whose angle of view is known
+    get theirs in proportion. The angle stands in the data, in degrees; where it does not, ``angle`` holds for all; where
+    that is None, the angle is not known. Raises ValueError for an angle without ``by_angle``, or that is none.
     """
 
     def __init__(
@@ -88,9 +93,16 @@ class CanonicalFundusd(InvertibleTransform):
         label_key: str | None = "label",
         fov_key: str = "fov",
         diameter: float = DEFAULT_DIAMETER,
+        by_angle: bool = False,
+        angle: float | None = None,
+        angle_key: str = "angle",
     ) -> None:
-        self.image_key, self.label_key, self.fov_key = image_key, label_key, fov_key
-        self.diameter = diameter
+        self.image_key, self.label_key, self.fov_key, self.angle_key = image_key, label_key, fov_key, angle_key
+        self.diameter, self.by_angle, self.angle = diameter, by_angle, checked_angle(angle)
+        if not by_angle and self.angle is not None:
+            raise ValueError(
+                f"angle {angle} has no effect where all photographs are brought to one diameter (by_angle false)"
+            )
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """Crop and resize all keys alike, by the field of view found in the image."""
@@ -101,7 +113,7 @@ class CanonicalFundusd(InvertibleTransform):
         if fov.full_frame:
             name = image.meta.get("filename_or_obj", "image") if isinstance(image, MetaTensor) else "image"
             logger.warning("%s: no field of view found, the whole frame is used; check the result", name)
-        frame = canonical_frame(fov, self.diameter)
+        frame = canonical_frame(fov, self._diameter(out))
         out[self.image_key] = self._track(frame.forward_image(pixels), image, fov, binary=False)
         out[self.image_key].meta["fov"] = fov.to_dict()
         out[self.fov_key] = self._track(frame.forward_mask(fov.mask[None]), image, fov, binary=True)
@@ -109,6 +121,12 @@ class CanonicalFundusd(InvertibleTransform):
             label = out[self.label_key]
             out[self.label_key] = self._track(frame.forward_coverage(np.asarray(label) > 0), label, fov, binary=True)
         return out
+
+    def _diameter(self, data: Data) -> float:
+        if not self.by_angle:
+            return self.diameter
+        own = checked_angle(data.get(self.angle_key))
+        return diameter_for(self.angle if own is None else own, self.diameter)
 
     def _track(self, array: np.ndarray, source: Any, fov: FieldOfView, binary: bool) -> MetaTensor:
         """The new tensor with the source's metadata and the numbers that the inverse needs."""
@@ -235,6 +253,8 @@ def preprocessing(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     soft_label: bool = False,
     rim: float = 0.0,
+    by_angle: bool = False,
+    angle: float | None = None,
 ) -> Compose:
     """Files to network input, the one definition for training, evaluation and inference.
 
@@ -242,12 +262,12 @@ def preprocessing(
     takes 20 MB that way, which counts where a data set is cached.
 
     diameter: of the field of view, px. soft_label: leave the label as coverage in [0, 1] instead of {0, 1}.
-    rim: see NormalizeFundusd.
+    rim: see NormalizeFundusd. by_angle, angle: see CanonicalFundusd; the item may have its own under "angle".
     """
     label_key = "label" if with_label else None
     steps: list[Any] = [
         ReadFundusd(keys=("image",), label_key=label_key, max_pixels=max_pixels),
-        CanonicalFundusd(label_key=label_key, diameter=diameter),
+        CanonicalFundusd(label_key=label_key, diameter=diameter, by_angle=by_angle, angle=angle),
         NormalizeFundusd(method=normalization, sigma=diameter / 30, rim=rim),
     ]
     if with_label and not soft_label:

@@ -33,8 +33,8 @@ def datalist(
 ) -> list[dict[str, str]]:
     """One part of a data set, or "all" of it, as MONAI wants it: a dict of text for each image. Raises DatasetError.
 
-    image, label, name, subject; dataset, its name; group and second_observer (the path of a mask), empty where the
-    data set has none.
+    image, label, name, subject; dataset, its name; group, second_observer (the path of a mask) and angle (of view, in
+    degrees), empty where the data set has none.
     """
     dataset = find_samples(dataset_dir)
     samples = split(dataset, part, validation_fraction, seed)
@@ -44,7 +44,7 @@ def datalist(
 
 def _entry(s: Sample) -> dict[str, str]:
     own = {"image": str(s.image), "label": str(s.label), "name": s.name, "subject": s.subject, "dataset": s.dataset}
-    return own | {"group": s.group, "second_observer": str(s.second_observer or "")}
+    return own | {"group": s.group, "second_observer": str(s.second_observer or ""), "angle": str(s.angle or "")}
 
 
 def find_samples(dataset_dir: DatasetDir, require_labels: bool = True) -> Dataset:

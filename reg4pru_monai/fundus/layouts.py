@@ -26,6 +26,7 @@ class Sample:
 
     name: of files made from it, unique in the data set. part: train or test, validation where a file states it.
     group: healthy, or a disease, where the data set tells. second_observer: the mask that another observer drew.
+    angle: of view, in degrees, where the data set tells.
     """
 
     image: Path
@@ -36,6 +37,7 @@ class Sample:
     dataset: str = ""
     group: str = ""
     second_observer: Path | None = None
+    angle: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Layout:
     places: alternatives, each a tuple of places used together. image: pattern of an image's stem; its group `key`
     is what the mask is named after (`label` shows how). subject: stem -> subject. is_test: subject -> bool, the
     official split where no folder states it; None: no official split. groups: the pattern's group `group` -> its name.
+    angle: of view of the camera, in degrees, as the paper of the data set says.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Layout:
     subject: Callable[[str], str] = str
     is_test: Callable[[str], bool] | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
+    angle: float | None = None
 
     def group(self, stem: str) -> str:
         """Healthy, or the disease, that the name of an image tells; empty where it tells nothing."""
@@ -114,6 +118,7 @@ LAYOUTS: tuple[Layout, ...] = (
             **{"A": "age_related_macular_degeneration", "D": "diabetic_retinopathy"},
             **{"G": "glaucoma", "N": "healthy"},
         },
+        angle=50,
     ),
     Layout(
         name="DRIVE",
@@ -128,6 +133,7 @@ LAYOUTS: tuple[Layout, ...] = (
         label="{key}_manual1.gif",
         subject=lambda stem: stem[:2],
         is_test=lambda subject: int(subject) <= 20,
+        angle=45,
     ),
     Layout(
         name="STARE",
@@ -139,6 +145,7 @@ LAYOUTS: tuple[Layout, ...] = (
         ),
         image=r"(?P<key>im\d{4})",
         label="{key}.ah.ppm",
+        angle=35,
     ),
     Layout(
         name="HRF",
@@ -147,6 +154,7 @@ LAYOUTS: tuple[Layout, ...] = (
         label="{key}.tif",
         is_test=lambda subject: int(subject[:2]) > 5,
         groups={"h": "healthy", "dr": "diabetic_retinopathy", "g": "glaucoma"},
+        angle=60,
     ),
     Layout(
         name="CHASE_DB1",
@@ -155,6 +163,7 @@ LAYOUTS: tuple[Layout, ...] = (
         label="{key}_1stHO.png",
         subject=lambda stem: stem[len("Image_") : -1],
         is_test=lambda subject: int(subject) > 10,
+        angle=30,
     ),
     Layout(
         name="plain",
@@ -229,7 +238,7 @@ def collect(root: Path, layout: Layout, places: tuple[Place, ...]) -> Dataset:
         second = _second_observer(root, place)
         for key, file in images.items():
             stem, part = file.stem, place.part or ""
-            own = (layout.group(stem), second.get(key))
+            own = (layout.group(stem), second.get(key), layout.angle)
             samples.append(Sample(file, labels.get(key), layout.subject(stem), stem, part, name, *own))
             if key not in labels:
                 missing[file] = f"{file} (mask expected: {root / place.labels / layout.label.format(key=key)})"
