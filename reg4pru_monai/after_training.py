@@ -21,14 +21,15 @@ class AfterTraining:
     def __init__(self, entries: Sequence[Mapping[str, str]], log_model: Any = True, inspect_images: Any = 3) -> None:
         """Raises ConfigurationError, before the training begins.
 
-        entries: image and name of each validation photograph. log_model: whether the network is logged as MLflow
-        model (`serving`). inspect_images: of how many photographs `inspection` draws pictures, from the first on.
+        entries: image, name and angle of view of each validation photograph. log_model: whether the network is logged
+        as MLflow model (`serving`). inspect_images: of how many photographs `inspection` draws pictures, from the first
+        on.
         """
         if str(log_model).lower() not in ("true", "false"):
             raise ConfigurationError(f"log_model must be true or false, got {log_model!r}")
         if not isinstance(inspect_images, int) or inspect_images < 0:
             raise ConfigurationError(f"inspect_images must be a whole number, 0 for none, got {inspect_images!r}")
-        self.photographs = {entry["name"]: entry["image"] for entry in entries[:inspect_images]}
+        self.photographs = list(entries[:inspect_images])
         self.log_model = str(log_model).lower() == "true"
 
     def run(self, tracker: Tracker, checkpoint: Path, device: torch.device) -> None:
@@ -47,7 +48,8 @@ class AfterTraining:
         from .inspection.photograph import inspect_photograph
 
         pipeline = load_pipeline(checkpoint, str(device))
-        for name, path in self.photographs.items():
-            folder = f"inspection/{name}"
-            for file in inspect_photograph(pipeline, path, tracker.output_dir / folder, name):
+        for entry in self.photographs:
+            folder = f"inspection/{entry['name']}"
+            place, name = tracker.output_dir / folder, entry["name"]
+            for file in inspect_photograph(pipeline, entry["image"], place, name, entry["angle"]):
                 tracker.log_artifact(file, folder)

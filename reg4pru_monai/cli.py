@@ -100,6 +100,12 @@ def segment(
     mm_per_pixel: Annotated[
         float | None, typer.Option(help="Scale of all photographs, for measurements in millimetres.")
     ] = None,
+    angle: Annotated[
+        float | None,
+        typer.Option(
+            help="Angle of view of all photographs, in degrees [default: what DICOM says, else 45 is assumed]."
+        ),
+    ] = None,
     identifiers: Annotated[str, typer.Option(help="DICOM keywords that name a row, with commas.")] = "",
     max_pixels: Annotated[int, typer.Option(help="Larger photographs are refused.")] = 150_000_000,
     root: Annotated[str | None, typer.Option(help="Folder or URL that names are relative to.")] = None,
@@ -144,6 +150,7 @@ def segment(
         "threshold": threshold,
         "outputs": tuple(listed(outputs)),
         "millimetres_per_pixel": mm_per_pixel,
+        "angle": angle,
         "identifiers": tuple(listed(identifiers)),
         "max_pixels": max_pixels,
         "store": store,

@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from .evaluation import predict
+from .fundus.angle import checked_angle
 from .fundus.fov import DEFAULT_DIAMETER
 from .fundus.io import read_image
 from .fundus.rim import RIM
@@ -111,20 +112,31 @@ class Pipeline:
         self.device = device
         self.threshold = threshold
 
-    def __call__(self, photograph: str | Path | np.ndarray) -> Segmentation:
+    @property
+    def by_angle(self) -> bool:
+        """Whether the angle of view of a photograph decides its scale."""
+        return bool(self.preprocessing.transforms[1].by_angle)
+
+    def __call__(self, photograph: str | Path | np.ndarray, angle: float | str | None = None) -> Segmentation:
         """Segment one photograph.
 
-        photograph: path of an image file, or (H, W, 3) RGB, uint8 or float in [0, 1].
+        photograph: path of an image file, or (H, W, 3) RGB, uint8 or float in [0, 1]. angle: see prepare.
         Raises FundusReadError for a file, and ValueError for an array, that is no such image.
         """
-        item = self.prepare(photograph)
+        item = self.prepare(photograph, angle)
         found = predict(self.network, item, self.preprocessing, self.inferer, self.device)
         return Segmentation(found.probability[0].numpy(), self.threshold)
 
-    def prepare(self, photograph: str | Path | np.ndarray) -> dict[str, MetaTensor]:
-        """What the network sees: image (3, h, w) and fov (1, h, w) at canonical scale, float32."""
+    def prepare(self, photograph: str | Path | np.ndarray, angle: float | str | None = None) -> dict[str, MetaTensor]:
+        """What the network sees: image (3, h, w) and fov (1, h, w) at canonical scale, float32.
+
+        angle: of view, in degrees, which decides the scale where the network was trained by angle; None or "": not
+        known, 45 is assumed. Raises as a call does.
+        """
         pixels = photograph if isinstance(photograph, np.ndarray) else read_image(photograph)
-        return Compose(self.preprocessing.transforms[1:])({"image": _planes(pixels)})  # all but the reading
+        steps = Compose(self.preprocessing.transforms[1:])  # all but the reading
+        item = steps({"image": _planes(pixels), "angle": checked_angle(angle)})
+        return {key: item[key] for key in ("image", "fov")}
 
 
 def load_pipeline(
@@ -134,14 +146,16 @@ def load_pipeline(
     window_size: int | None = 256,
     policy: str | None = None,
     flips: bool = False,
+    angle: float | None = None,
 ) -> Pipeline:
     """Load a trained network with the preprocessing it was trained with.
 
     checkpoint: file written by a training; default: the one of the bundle. device: "auto", "cpu", "cuda:0". keep_rate:
     share of the tokens kept at each stage, 1.0 prunes nothing; default: as trained. window_size: px at canonical scale,
     None for the whole image at once. policy: "dense", or "random" to remove as many tokens by lot; default: as trained.
-    flips: average over the four flips of every window, at four times the cost.
-    Raises CheckpointError.
+    flips: average over the four flips of every window, at four times the cost. angle: of view of all photographs, in
+    degrees, whatever a call says; None: as it says.
+    Raises CheckpointError, and ValueError for an angle that is none or that the network was not trained for.
     """
     where = select_device(device)
     settings = trained(str(checkpoint))
@@ -151,9 +165,8 @@ def load_pipeline(
     if keep_rate is not None:
         network = network.with_keep_rate(keep_rate)
     network = _with_policy(network, policy or settings["policy"], settings["policy"])
-    steps = preprocessing(
-        settings["diameter"], with_label=False, normalization=settings["normalization"], rim=settings["rim"]
-    )
+    own = {key: settings[key] for key in ("normalization", "rim", "by_angle")}
+    steps = preprocessing(settings["diameter"], with_label=False, angle=angle, **own)
     inferer = FundusWindowInferer(window_size, flips=flips)
     return Pipeline(network, steps, inferer, where, settings["threshold"])
 

@@ -86,7 +86,8 @@ def description(
 ) -> str:
     """A run in Markdown, the result first. parameters: of the run. measured_with: of ``Evaluation.measured_with``."""
     network = ", ".join(f"{key} {parameters[key]}" for key in ("preset", "decoder", "policy", "keep_rate"))
-    setting = f"{network}, {parameters['diameter']} px across; {images} {part} images of {parameters['dataset']}"
+    across = f"{parameters['diameter']} px across{' 45 degrees' if parameters.get('by_angle') else ''}"
+    setting = f"{network}, {across}; {images} {part} images of {parameters['dataset']}"
     parts = [
         f"**{_summary(result, parameters)}** {setting}.",
         markdown_table(_accuracy(result, images)),

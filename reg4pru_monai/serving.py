@@ -29,7 +29,7 @@ from .batch.measurements import warm_up
 from .batch.photograph import Photograph
 from .batch.rows import COLUMNS as ROW
 from .batch.settings import settings_of
-from .batch.work import Frame, Prepared, Work
+from .batch.work import Prepared, Work
 from .fundus.phantom import make_phantom
 from .inference import Pipeline, load_pipeline
 from .tracking import environment_tags
@@ -76,7 +76,8 @@ class ServedModel:
 
         model_input: DataFrame whose first column holds them, or a sequence. A photograph is the path of a file, the
             bytes of one, or an array (H, W, 3) RGB, uint8 or float in [0, 1]. A server takes base64 and opens no path.
-        params: threshold in (0, 1), default: the one chosen for the network; millimetres_per_pixel.
+        params: threshold in (0, 1), default: the one chosen for the network; millimetres_per_pixel; angle, of view in
+            degrees, default: what DICOM says, else 45 is assumed.
         Returns the columns COLUMNS. error: None, or why this photograph has no result. mask: PNG of 0 and 255;
             probability: 16-bit PNG of 65535 times the probability; both bytes, in the photograph's own pixels.
         Raises SettingsError for params out of their range.
@@ -119,7 +120,7 @@ class ServedModel:
 
     def _prepare(self, work: Work, item: Item, photograph: Any) -> Prepared:
         if isinstance(photograph, np.ndarray):
-            frame = Frame(Photograph(photograph, 1, 1, {}), self.pipeline.prepare(photograph))
+            frame = work.frame(Photograph(photograph, 1, 1, {}))
             return Prepared(item, 0, 0, "", None, [frame], 0.0)
         if isinstance(photograph, str | os.PathLike):
             photograph = _file_or_data(os.fspath(photograph))
@@ -201,7 +202,8 @@ def _signature(threshold: float) -> "ModelSignature":
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, ParamSchema, ParamSpec, Schema
 
-    parameters = [ParamSpec("threshold", "double", threshold), ParamSpec("millimetres_per_pixel", "double", None)]
+    unset = [ParamSpec(name, "double", None) for name in ("millimetres_per_pixel", "angle")]
+    parameters = [ParamSpec("threshold", "double", threshold), *unset]
     outputs: list[Any] = [ColSpec(_kind(name), name, required=False) for name in COLUMNS]
     # Unnamed, so that a plain list will do; of any type, as MLflow fails the whole request for one bad base64 text.
     return ModelSignature(Schema([ColSpec(AnyType())]), Schema(outputs), ParamSchema(parameters))

@@ -83,8 +83,8 @@ class CanonicalFundusd(InvertibleTransform):
     the field of view; label and fov as {0, 1}.
 
     diameter: px. by_angle: it is that of a field of view of 45 degrees, and photographs whose angle of view is known
-    get theirs in proportion. The angle stands in the data, in degrees; where it does not, ``angle`` holds for all; where
-    that is None, the angle is not known. Raises ValueError for an angle without ``by_angle``, or that is none.
+    get theirs in proportion. angle: of all photographs, degrees; None: the one that stands in the data, where one does.
+    Raises ValueError for an angle without ``by_angle``, or that is none.
     """
 
     def __init__(
@@ -101,7 +101,8 @@ class CanonicalFundusd(InvertibleTransform):
         self.diameter, self.by_angle, self.angle = diameter, by_angle, checked_angle(angle)
         if not by_angle and self.angle is not None:
             raise ValueError(
-                f"angle {angle} has no effect where all photographs are brought to one diameter (by_angle false)"
+                f"angle {angle} has no effect: these weights see all photographs at one diameter (by_angle false); "
+                "leave it out"
             )
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
@@ -125,8 +126,8 @@ class CanonicalFundusd(InvertibleTransform):
     def _diameter(self, data: Data) -> float:
         if not self.by_angle:
             return self.diameter
-        own = checked_angle(data.get(self.angle_key))
-        return diameter_for(self.angle if own is None else own, self.diameter)
+        angle = checked_angle(data.get(self.angle_key)) if self.angle is None else self.angle
+        return diameter_for(angle, self.diameter)
 
     def _track(self, array: np.ndarray, source: Any, fov: FieldOfView, binary: bool) -> MetaTensor:
         """The new tensor with the source's metadata and the numbers that the inverse needs."""

@@ -15,12 +15,16 @@ OBJECT_STORE = 200 * 2**20  # bytes
 
 @contextmanager
 def ray_environment() -> Iterator[pytest.MonkeyPatch]:
-    """Workers find these tests and the package, Ray reports to nobody, and one thread computes, as in the actors."""
+    """Workers find these tests and the package, Ray reports to nobody, and one thread computes, as in the actors.
+
+    No cluster asks for a token: processes that started before it, such as a fork server, would not know.
+    """
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")]))
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
         torch.set_num_threads(1)  # sums in another order differ in their last bits
         yield patch
         torch.set_num_threads(threads)

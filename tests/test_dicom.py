@@ -288,6 +288,13 @@ def test_spacing(tmp_path: Path) -> None:
     assert spacing(save(tmp_path / "c", photograph)) == (0.5, 0.25)
 
 
+@pytest.mark.parametrize(("said", "angle"), [(None, None), (60.0, 60.0), (0.0, None), (200.0, None)])
+def test_angle_of_view(tmp_path: Path, said: float | None, angle: float | None) -> None:
+    """Zero is what devices write that do not know; 200 degrees are a projection that no diameter describes."""
+    path = native(tmp_path / "a", RGB, HorizontalFieldOfView=said)
+    assert read_photographs(path).photographs[0].details["angle_of_view_deg"] == angle
+
+
 @pytest.mark.parametrize(
     ("spacing", "scale"),
     [([0.01, 0.01], 0.01), ([0.01, 0.01008], 0.01004), ([0.01, 0.0102], None), ([0.02, 0.01], None)],
@@ -315,6 +322,7 @@ def test_details(tmp_path: Path) -> None:
         "laterality": "L",
         "row_spacing_mm": 0.011,
         "column_spacing_mm": 0.012,
+        "angle_of_view_deg": None,
         "bits": 12,
         "frames": 1,
     }

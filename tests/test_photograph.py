@@ -60,6 +60,7 @@ def test_every_row_has_every_column(tmp_path: Path) -> None:
         "laterality": None,
         "row_spacing_mm": None,
         "column_spacing_mm": None,
+        "angle_of_view_deg": None,
         "bits": 8,
         "frames": 1,
     }

@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -285,6 +287,44 @@ def test_no_cluster_there(address: str, error: type[Exception], message: str, mo
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(error, match=message), ray_engine.connected(RayOptions(address)):
         pass
+
+
+ENTERED = """
+import sys
+from reg4pru_monai.batch.failures import ClusterError
+from reg4pru_monai.batch.ray_engine import connected
+from reg4pru_monai.batch.ray_plan import RayOptions
+try:
+    with connected(RayOptions(sys.argv[1])) as plan:
+        print(plan.actors, "actors")
+except ClusterError as error:
+    print(error)
+"""
+TOKEN_CLUSTER = """
+import sys
+import ray
+ray.init(address="local", num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_cluster_that_asks_for_a_token(tmp_path: Path) -> None:
+    """It is entered with the token; without, the command says how to give it."""
+    home = {key: value for key, value in os.environ.items() if key != "RAY_AUTH_MODE"} | {"HOME": str(tmp_path)}
+    command = [sys.executable, "-c", TOKEN_CLUSTER]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=home | {"RAY_AUTH_MODE": "token"}, **pipes) as head:
+        assert head.stdin
+        assert head.stdout
+        address = head.stdout.readline().strip()
+        enter = [sys.executable, "-c", ENTERED, address]
+        refused = subprocess.run(enter, env=home, capture_output=True, text=True)
+        entered = subprocess.run(enter, env=home | {"RAY_AUTH_MODE": "token"}, capture_output=True, text=True)
+        head.stdin.close()
+    assert refused.stdout.endswith("RAY_AUTH_TOKEN_PATH to the file that holds it\n"), refused.stderr
+    assert "it asks for a token: set RAY_AUTH_MODE=token" in refused.stdout
+    assert entered.stdout == "1 actors\n", entered.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """The README's figure: a photograph, the tokens that were kept, and the mask.
 
-python docs/figures/make_first_figure.py Image_11L.jpg best.pt docs/figures/first.jpg
+python docs/figures/make_first_figure.py Image_11L.jpg 30 best.pt docs/figures/first.jpg
 """
 
 import argparse
@@ -43,10 +43,12 @@ def levels(pipeline: Pipeline, photograph: Path) -> np.ndarray:
 def main() -> None:
     """Write the figure."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("photograph", "checkpoint", "output"):
+    parser.add_argument("photograph", type=Path)
+    parser.add_argument("angle", type=float, help="of view, degrees")
+    for name in ("checkpoint", "output"):
         parser.add_argument(name, type=Path)
     arguments = parser.parse_args()
-    pipeline = load_pipeline(arguments.checkpoint, device="cpu")
+    pipeline = load_pipeline(arguments.checkpoint, device="cpu", angle=arguments.angle)
     image = read_image(arguments.photograph)
     fov = FieldOfView.from_dict(pipeline.prepare(arguments.photograph)["image"].meta["fov"])
     frame = canonical_frame(fov, PIXELS)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..fundus.angle import checked_angle
 from ..fundus.io import RAISE_LIMIT, FundusReadError
 from .columns import Value
 from .dicom_frames import CODECS, JPEG_2000, NATIVE, Layout, Refused, decode_frame
@@ -278,6 +279,7 @@ def _details(dataset: Any, layout: Layout, identifiers: Sequence[str]) -> dict[s
         "laterality": _laterality(dataset),
         "row_spacing_mm": spacing[0],
         "column_spacing_mm": spacing[1],
+        "angle_of_view_deg": _angle_of_view(dataset),
         "bits": layout.stored,
         "frames": layout.frames,
     }
@@ -308,6 +310,14 @@ def _laterality(dataset: Any) -> str | None:
     sides = {_text(dataset, keyword) for keyword in ("ImageLaterality", "Laterality")} - {None}
     side = sides.pop() if len(sides) == 1 else None
     return side if side in ("R", "L") else None
+
+
+def _angle_of_view(dataset: Any) -> float | None:
+    """Degrees, where the file gives an angle that a photograph can have."""
+    try:
+        return checked_angle(dataset.get("HorizontalFieldOfView"))
+    except Exception:  # absent, unreadable or of a wide-field projection: the photograph is still a photograph
+        return None
 
 
 def pixel_spacing(dataset: Any) -> tuple[float, float] | tuple[None, None]:

@@ -38,6 +38,12 @@ COLUMNS = (
         "(0028,0030): the nominal value of the camera.",
     ),
     Column("column_spacing_mm", "mm", "The same distance, between a pixel and the one beside it."),
+    Column(
+        "angle_of_view_deg",
+        "degrees",
+        "Angle of view of the camera: `--angle`, or DICOM HorizontalFieldOfView (0022,000C) from 10 to 90. It decides "
+        "the scale at which the network sees the photograph; where it is empty, 45 degrees are assumed.",
+    ),
     Column("bits", "", "Bits per channel: DICOM BitsStored (0028,0101); else 8, or 16 for anything deeper.", int),
     Column(
         "frames",
@@ -127,6 +133,7 @@ def _details(data: bytes, pixels: np.ndarray) -> dict[str, Value]:
         "laterality": None,
         "row_spacing_mm": None,
         "column_spacing_mm": None,
+        "angle_of_view_deg": None,
         "bits": 8 if pixels.dtype == np.uint8 else 16,
         "frames": 1,
     }

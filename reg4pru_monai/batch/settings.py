@@ -14,6 +14,7 @@ from torch import nn
 
 from .. import __version__
 from ..files import replacing
+from ..fundus.angle import checked_angle
 from ..fundus.remote import UrlError, checked, is_url
 from ..inference import Pipeline
 from .dicom import INSTALL, check_identifiers
@@ -33,9 +34,10 @@ class Settings:
 
     weights: digest of the network's weights. network: architecture and what is pruned. preprocessing: diameter (px),
     normalization and rim (share of the diameter). window: side (px, None for the whole image), overlap (fraction),
-    flips. threshold: in (0, 1). outputs: names of OUTPUTS. millimetres_per_pixel: of the photographs, or None.
-    identifiers: DICOM keywords that name a row. max_pixels: larger photographs are refused. store: URL of the object
-    storage that outputs go to, or None. archives: whether they go into tar archives.
+    flips. threshold: in (0, 1). outputs: names of OUTPUTS. millimetres_per_pixel: of the photographs, or None. angle:
+    of view of all photographs, degrees, or None: as they say, where they do. identifiers: DICOM keywords that name a
+    row. max_pixels: larger photographs are refused. store: URL of the object storage that outputs go to, or None.
+    archives: whether they go into tar archives.
     """
 
     weights: str
@@ -45,6 +47,7 @@ class Settings:
     threshold: float = 0.5
     outputs: tuple[str, ...] = ("mask", "overlay")
     millimetres_per_pixel: float | None = None
+    angle: float | None = None
     identifiers: tuple[str, ...] = ()
     max_pixels: int = 150_000_000
     store: str | None = None
@@ -64,6 +67,15 @@ class Settings:
                 f"millimetres per pixel must be in (0, 1), got {self.millimetres_per_pixel}; a fundus photograph has "
                 "some 0.005"
             )
+        try:
+            object.__setattr__(self, "angle", checked_angle(self.angle))
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        if self.angle is not None and not self.preprocessing.get("by_angle"):
+            raise SettingsError(
+                f"an angle of view ({self.angle:g}) has no effect with these weights, which see all "
+                "photographs at one diameter; leave it out"
+            )
         if self.max_pixels < 1:
             raise SettingsError(f"max_pixels must be at least 1, got {self.max_pixels}")
         if self.store is not None and self.archives:
@@ -77,7 +89,7 @@ class Settings:
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         del values["max_pixels"]
         # Without them the digest is that of folders made before there were any.
-        return {key: value for key, value in values.items() if value or key not in ("store", "archives")}
+        return {key: value for key, value in values.items() if value or key not in ("store", "archives", "angle")}
 
     @property
     def digest(self) -> str:
@@ -112,6 +124,7 @@ def settings_of(pipeline: Pipeline, **choices: Any) -> Settings:
     window: dict[str, Any] = {"size": inferer.window_size, "overlap": inferer.overlap, "blend": inferer.blend}
     # Without them the digest is that of folders made before there were any.
     preprocessing |= {"rim": normalize.rim} if normalize.rim else {}
+    preprocessing |= {"by_angle": True} if pipeline.by_angle else {}
     window |= {"flips": True} if inferer.flips else {}
     choices = {"threshold": pipeline.threshold, **choices}
     return Settings(weights_digest(pipeline.network), network, preprocessing, window, **choices)

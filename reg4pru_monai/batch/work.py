@@ -105,12 +105,16 @@ class Work:
             frames = []
             for photograph in source.photographs:
                 stage = "prepare"
-                frames.append(Frame(photograph, self.pipeline.prepare(photograph.pixels)))
+                frames.append(self.frame(photograph))
         except Exception as error:
             raise StageError(stage, error) from error
         copied = "dicom-seg" in self.settings.outputs and frames[0].photograph.details["format"] == "DICOM"
         data = source.data if copied else None
         return Prepared(item, size, changed, source.sha256, data, frames, time.perf_counter() - started)
+
+    def frame(self, photograph: Photograph) -> Frame:
+        """Prepare a photograph."""
+        return Frame(photograph, self.pipeline.prepare(photograph.pixels, _angle(photograph, self.settings)))
 
     def infer(self, files: Sequence[Prepared]) -> list[Inferred | StageError]:
         """Run the network over files whose windows share the forwards; what fails together is tried one by one."""
@@ -205,6 +209,7 @@ class Work:
             "height_px": pixels.shape[0],
             "width_px": pixels.shape[1],
             **photograph.details,
+            "angle_of_view_deg": _angle(photograph, self.settings),
             "fov_center_row_px": fov.center[0],
             "fov_center_column_px": fov.center[1],
             "fov_diameter_px": fov.diameter,
@@ -260,6 +265,12 @@ def _spacing(photograph: Photograph, given: float | None) -> tuple[float, float]
         return given, given
     found = [photograph.details.get(f"{axis}_spacing_mm") for axis in ("row", "column")]
     return (float(found[0]), float(found[1])) if all(found) else None  # type: ignore[arg-type]
+
+
+def _angle(photograph: Photograph, settings: Settings) -> float | None:
+    """Degrees of view: what the user says, or what the file says."""
+    found: Any = photograph.details.get("angle_of_view_deg")
+    return found if settings.angle is None else settings.angle
 
 
 def _scale(spacing: tuple[float, float] | None) -> float | None:

@@ -237,8 +237,17 @@ def _conditions(run: Any) -> dict[str, str]:
     return {
         **{title: run.data.tags.get(key, NOT_RECORDED) for title, key in TAGS.items()},
         TEST_SET: digest or NOT_RECORDED,
-        **{title: run.data.params.get(key, NOT_RECORDED) for title, key in SIZES.items()},
+        **{title: _size(run.data.params, key) for title, key in SIZES.items()},
     }
+
+
+def _size(parameters: Mapping[str, str], key: str) -> str:
+    """A condition of SIZES; where the diameter goes by the angle of view, other photographs have others."""
+    found = parameters.get(key, NOT_RECORDED)
+    if key != "diameter" or parameters.get("by_angle") != "True":
+        return found
+    angle = parameters.get("angle", "None")
+    return f"{found} by angle" if angle == "None" else f"{found} by an angle of {angle}"
 
 
 def _curve(rows: Sequence[Mapping[str, str]]) -> tuple[np.ndarray, np.ndarray] | None:

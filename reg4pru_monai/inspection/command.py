@@ -17,6 +17,9 @@ def inspect(
     keep_rate: Annotated[
         float | None, typer.Option(help="Share of the tokens kept at each stage [default: as trained].")
     ] = None,
+    angle: Annotated[
+        float | None, typer.Option(help="Angle of view of the photograph, in degrees [default: 45 is assumed].")
+    ] = None,
 ) -> None:
     """Show what the network does on one photograph: removed tokens, scores, the prediction after each block.
 
@@ -28,7 +31,7 @@ def inspect(
 
     folder = output or Path("inspection") / photograph.stem
     with readable(CheckpointError, ValueError, OSError):
-        pipeline = load_pipeline(checkpoint or CHECKPOINT, keep_rate=keep_rate)
+        pipeline = load_pipeline(checkpoint or CHECKPOINT, keep_rate=keep_rate, angle=angle)
         written = inspect_photograph(pipeline, photograph, folder)
     for path in written:
         typer.echo(f"written: {path}")

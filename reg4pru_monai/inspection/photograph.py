@@ -83,19 +83,24 @@ class Inspection(NamedTuple):
 
 
 def inspect_photograph(
-    pipeline: Pipeline, photograph: str | Path | np.ndarray, output: str | Path, name: str | None = None
+    pipeline: Pipeline,
+    photograph: str | Path | np.ndarray,
+    output: str | Path,
+    name: str | None = None,
+    angle: float | str | None = None,
 ) -> list[Path]:
     """Write the figures of one photograph as PNG files, and inspect.html with all of them; all or none.
 
     photograph: path of an image file, or (H, W, 3) RGB, uint8 or float in [0, 1]. output: folder, made where there is
-    none. name: how the page calls the photograph; default: its file name. Returns the files.
+    none. name: how the page calls the photograph; default: its file name. angle: of view, as Pipeline takes it.
+    Returns the files.
     Raises FundusReadError and ValueError as Pipeline does, and OSError.
     """
     from .figures import draw, page
 
     if name is None:
         name = "photograph" if isinstance(photograph, np.ndarray) else Path(photograph).name
-    found = inspect_network(pipeline, photograph)
+    found = inspect_network(pipeline, photograph, angle)
     figures = draw(found)
     contents = {"inspect.html": page(name, found, figures).encode()}
     contents |= {f"{figure.name}.png": figure.png for figure in figures}
@@ -105,10 +110,12 @@ def inspect_photograph(
     return [Path(output) / file for file in contents]
 
 
-def inspect_network(pipeline: Pipeline, photograph: str | Path | np.ndarray) -> Inspection:
+def inspect_network(
+    pipeline: Pipeline, photograph: str | Path | np.ndarray, angle: float | str | None = None
+) -> Inspection:
     """Run the network of a pipeline on one photograph, dense and pruned, and keep what happened."""
     pixels = photograph if isinstance(photograph, np.ndarray) else read_image(photograph)
-    item = pipeline.prepare(pixels)
+    item = pipeline.prepare(pixels, angle)
     image, fov = (item[key].as_tensor()[None].to(pipeline.device) for key in ("image", "fov"))
     inside = item["fov"].as_tensor()[0].numpy() > 0
     network = transformer(pipeline.network, "inspect")

@@ -22,7 +22,8 @@ class Degradation(NamedTuple):
 
     image: (H, W, 3) uint8 and the diameter of its field of view in px -> the same, maybe of another size. mask: (H, W)
     bool -> where its pixels are afterwards. growth: by how much the number of pixels is multiplied, at most. cut: what
-    of the photograph is left is unchanged, so that the clean result can be scored on the same pixels.
+    of the photograph is left is unchanged, so that the clean result can be scored on the same pixels. tells_angle:
+    whether the angle of view stays known.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Degradation(NamedTuple):
     mask: Callable[[np.ndarray], np.ndarray] = lambda mask: mask
     growth: float = 1.0
     cut: bool = False
+    tells_angle: bool = True
 
 
 def blurred(image: np.ndarray, diameter: float) -> np.ndarray:
@@ -106,5 +108,6 @@ DEGRADATIONS = (
     Degradation("half", "resolution × 0.5", scaled(0.5), scaled_mask(0.5)),
     Degradation("double", "resolution × 2", scaled(2.0), scaled_mask(2.0), growth=4.0),
     Degradation("colour", "colour cast: red {} green {} blue {}".format(*(f"× {c:g}" for c in CAST)), tinted),
+    Degradation("angle", "angle of view not told", lambda image, diameter: image, tells_angle=False),
     Degradation("crop", f"field of view cropped to the central {CROP:.0%} of each side", cropped, cropped, cut=True),
 )

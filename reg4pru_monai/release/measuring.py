@@ -43,7 +43,7 @@ def choose_threshold(pipeline: Pipeline, entries: Entries) -> dict[str, Any]:
     """The threshold of GRID with the highest Dice, pooled over photographs: of the validation part."""
     histogram = np.zeros((2, DEFAULT_BINS), dtype=np.int64)
     for entry in _bar(entries, "threshold"):
-        item = pipeline.prepare(entry["image"])
+        item = pipeline.prepare(entry["image"], entry["angle"])
         inside = FieldOfView(**item["image"].meta["fov"]).mask
         own = score_histogram(_probability(pipeline, item), read_mask(entry["label"]), inside)
         histogram += torch.stack(own).numpy()
@@ -76,7 +76,7 @@ def compare(pipeline: Pipeline, entries: Entries) -> dict[str, dict[str, float]]
     variants = {"pruned": pipeline.network, "dense": pipeline.network.dense()}
     scores = {name: Score(pipeline.threshold) for name in variants}
     for entry in _bar(entries, "original weights"):
-        item, truth = pipeline.prepare(entry["image"]), read_mask(entry["label"])
+        item, truth = pipeline.prepare(entry["image"], entry["angle"]), read_mask(entry["label"])
         inside = FieldOfView(**item["image"].meta["fov"]).mask
         for name, network in variants.items():
             scores[name].add(_probability(pipeline, item, network), truth, inside)
@@ -89,7 +89,8 @@ def robustness(pipeline: Pipeline, entries: Entries) -> dict[str, Any]:
     A degradation that would make one of them larger than MAX_PIXELS is left out.
     """
     largest = max(_pixels(entry) for entry in entries)
-    tried = [each for each in DEGRADATIONS if largest * each.growth <= MAX_PIXELS]
+    degradations = [each for each in DEGRADATIONS if each.tells_angle or _scaled_by_angle(pipeline, entries)]
+    tried = [each for each in degradations if largest * each.growth <= MAX_PIXELS]
     clean = Score(pipeline.threshold)
     scores = {each.name: Score(pipeline.threshold) for each in tried}
     same_pixels = {each.name: Score(pipeline.threshold) for each in tried if each.cut}
@@ -97,11 +98,12 @@ def robustness(pipeline: Pipeline, entries: Entries) -> dict[str, Any]:
         pixels, truth = read_image(entry["image"]), read_mask(entry["label"])
         pixels = pixels if pixels.dtype == np.uint8 else img_as_ubyte(pixels)
         fov = detect_fov(pixels)
-        found = pipeline(pixels).probability
+        found = pipeline(pixels, entry["angle"]).probability
         clean.add(found, truth, fov.mask)
         for each in tried:
             masks = [each.mask(mask) for mask in (truth, fov.mask)]
-            scores[each.name].add(pipeline(each.image(pixels, fov.diameter)).probability, *masks)
+            angle = entry["angle"] if each.tells_angle else None
+            scores[each.name].add(pipeline(each.image(pixels, fov.diameter), angle).probability, *masks)
             if each.cut:
                 same_pixels[each.name].add(each.mask(found), *masks)
     rows = {
@@ -112,7 +114,7 @@ def robustness(pipeline: Pipeline, entries: Entries) -> dict[str, Any]:
         }
         for each in tried
     }
-    left_out = [each.title for each in DEGRADATIONS if each not in tried]
+    left_out = [each.title for each in degradations if each not in tried]
     return {"photographs": [entry["name"] for entry in entries], "rows": rows, "left_out": left_out}
 
 
@@ -124,7 +126,7 @@ def flips(pipeline: Pipeline, entries: Entries) -> dict[str, Any]:
     scores = {name: Score(pipeline.threshold) for name in inferers}
     times: dict[str, list[float]] = {name: [] for name in inferers}
     for number, entry in enumerate(_bar(entries, "flips")):
-        item, truth = pipeline.prepare(entry["image"]), read_mask(entry["label"])
+        item, truth = pipeline.prepare(entry["image"], entry["angle"]), read_mask(entry["label"])
         inside = FieldOfView(**item["image"].meta["fov"]).mask
         for name in sorted(inferers, reverse=bool(number % 2)):
             found = predict(pipeline.network, item, pipeline.preprocessing, inferers[name], pipeline.device)
@@ -141,6 +143,11 @@ def _probability(pipeline: Pipeline, item: Mapping[str, Any], network: Network |
 
 def _pixels(entry: Mapping[str, str]) -> int:
     return int(np.prod(read_image(entry["image"]).shape[:2]))
+
+
+def _scaled_by_angle(pipeline: Pipeline, entries: Entries) -> bool:
+    """Whether it makes a difference that the angle of view is known."""
+    return pipeline.by_angle and any(entry["angle"] for entry in entries)
 
 
 def _bar(entries: Entries, title: str) -> tqdm:

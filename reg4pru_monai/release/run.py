@@ -205,7 +205,7 @@ def draw(every: Release, facts: dict[str, Any], bundle: Path) -> None:
         entry = entries[failure["photograph"]]
         failure["picture"] = f"failure_{number}.png"
         title = f"{failure['data_set']} {failure['photograph']}: Dice {failure['dice']:.3f}"
-        mask, truth = pipeline(entry["image"]).mask(), read_mask(entry["label"])
+        mask, truth = pipeline(entry["image"], entry["angle"]).mask(), read_mask(entry["label"])
         save_failure(drawn / failure["picture"], read_image(entry["image"]), mask, truth, title)
     rows = [(name, row) for name, own in facts["results"].items() for row in own["photographs"]]
     pictures = [
@@ -232,7 +232,7 @@ def _per_image(path: Path) -> list[dict[str, Any]]:
 def _model(pipeline: Pipeline, model: Path) -> dict[str, Any]:
     settings, inferer = trained(str(model)), pipeline.inferer
     return {
-        **{key: settings[key] for key in (*ARCHITECTURE, "diameter", "normalization")},
+        **{key: settings[key] for key in (*ARCHITECTURE, "diameter", "by_angle", "normalization")},
         "blocks": len(pipeline.network.encoder.blocks),
         "channels": pipeline.network.patch_embed.proj.out_channels,
         "patch": pipeline.network.patch_embed.patch,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
+import numpy as np
 import psutil
 
 from ..accounting import count_flops, paired_ratio, peak_memory, seconds
@@ -21,12 +22,12 @@ def measure_speed(pipeline: Pipeline, entry: Mapping[str, str], repeats: int = R
     load of the machine in the minute before, this program's own among it.
     """
     busy = psutil.getloadavg()[0]
-    item = pipeline.prepare(entry["image"])
+    item = pipeline.prepare(entry["image"], entry["angle"])
     variants = {"pruned": pipeline.network, "dense": pipeline.network.dense()}
     found: dict[str, Any] = {
         "hardware": hardware(pipeline.device),
         "photograph": entry["name"],
-        "pixels": list(pipeline(entry["image"]).probability.shape),
+        "pixels": list(pipeline(entry["image"], entry["angle"]).probability.shape),
         "repeats": repeats,
         "busy": busy,
         "processors": psutil.cpu_count(),
@@ -38,11 +39,15 @@ def measure_speed(pipeline: Pipeline, entry: Mapping[str, str], repeats: int = R
             return predict(network, item, pipeline.preprocessing, pipeline.inferer, pipeline.device)
 
         found[name] = {"gflops": count_flops(run) / 1e9, "peak_memory_mib": peak_memory(run, pipeline.device)}
+
+    def whole() -> np.ndarray:
+        return pipeline(entry["image"], entry["angle"]).mask()
+
     for _ in range(repeats):
         for name, network in variants.items():
             result = predict(network, item, pipeline.preprocessing, pipeline.inferer, pipeline.device)
             times[name].append(result.seconds)
-        times["file_to_mask"].append(seconds(lambda: pipeline(entry["image"]).mask(), pipeline.device)[0])
+        times["file_to_mask"].append(seconds(whole, pipeline.device)[0])
     for name in variants:
         found[name]["seconds"] = median(times[name])
     found["file_to_mask_seconds"] = median(times["file_to_mask"])

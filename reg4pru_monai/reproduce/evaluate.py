@@ -35,7 +35,7 @@ from .variants import ASKED, course_variants, final_variants, keep_rate_variants
 
 # What the rows of a training depend on, beside its weights.
 EVALUATED = (
-    *("dataset_dir", "phantoms", "diameter", "normalization", "rim", "window_size"),
+    *("dataset_dir", "phantoms", "diameter", "normalization", "rim", "by_angle", "angle", "window_size"),
     *("decoder", "policy", "policy_options", "keep_rate", "stages", "seed"),
 )
 
@@ -73,7 +73,7 @@ def evaluate_run(run: Run, curves: bool, data: Callable[[Any], str] = data_diges
 def header(run: Run, epoch: int, part: str, data: Callable[[Any], str] = data_digest) -> dict[str, Any]:
     """What kept rows were made from; where any of it is another today, they are made again."""
     weights = kept_checkpoint(run.folder / "checkpoints", epoch).read_bytes()
-    settings = {key: run.settings[key] for key in EVALUATED if key in run.settings}  # rim came later
+    settings = {key: run.settings[key] for key in EVALUATED if key in run.settings}  # some came later
     return {
         "checkpoint": hashlib.sha256(weights).hexdigest(),
         "settings": configuration_digest(settings, data=data),
@@ -114,7 +114,7 @@ def evaluate_variants(
     gflops: dict[str, float] = {}
     names = list(variants)
     for number, entry in enumerate(tqdm(data, desc=title, mininterval=bar_interval())):
-        item = pipeline.prepare(entry["image"])
+        item = pipeline.prepare(entry["image"], entry["angle"])
         label = torch.from_numpy(read_mask(entry["label"])[None])
         fov = torch.from_numpy(FieldOfView(**item["image"].meta["fov"]).mask[None])
         for name in names[number % len(names) :] + names[: number % len(names)]:
@@ -152,7 +152,8 @@ def selection(
     network: Segmenter, data: Sequence[Mapping[str, str]], settings: Mapping[str, Any]
 ) -> dict[str, float | None]:
     """Share of the tokens that the last stage leaves, and of those that show a vessel: means over whole images."""
-    prepare = preprocessing(settings["diameter"], normalization=settings["normalization"], rim=settings.get("rim", 0.0))
+    later = {key: settings[key] for key in ("rim", "by_angle", "angle") if key in settings}
+    prepare = preprocessing(settings["diameter"], normalization=settings["normalization"], **later)
     device = next(network.parameters()).device
     shares = [_left(network, prepare(dict(entry)), device) for entry in data]
     kept, vessels = (sum(column) / len(shares) for column in zip(*shares, strict=True))
