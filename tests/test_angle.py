@@ -19,6 +19,7 @@ from reg4pru_monai.fundus.datasets import datalist
 from reg4pru_monai.fundus.phantom import make_phantom, write_phantoms
 from reg4pru_monai.inference import Pipeline, load_pipeline
 from reg4pru_monai.plots import save_picture
+from reg4pru_monai.release.measuring import robustness
 from reg4pru_monai.serving import ServedModel
 from reg4pru_monai.transforms import CanonicalFundusd, preprocessing
 
@@ -170,3 +171,12 @@ def test_inspect_takes_it(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["inspect", str(tmp_path / "eye.png"), "--checkpoint", weights, "--angle", "30"])
     assert result.exit_code == 1
     assert "has no effect" in result.output
+
+
+def test_a_release_measures_what_it_costs_not_to_know_it(tmp_path: Path) -> None:
+    entries = datalist(write_phantoms(tmp_path, 2, 1, 96), "test")
+    told = [{**entry, "angle": "30"} for entry in entries]
+    known, unknown = (robustness(pipeline(), each)["rows"] for each in (told, entries))
+    assert "angle" not in unknown
+    assert "angle" not in robustness(small_pipeline(), told)["rows"]
+    assert known["angle"]["degraded"] == unknown["blur"]["clean"] != known["angle"]["clean"] == known["blur"]["clean"]

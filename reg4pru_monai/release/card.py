@@ -5,6 +5,7 @@ from math import inf
 from textwrap import fill
 from typing import Any
 
+from ..fundus.angle import USUAL
 from ..mask_metrics import CALIBRATION_BINS
 from . import card_tables as tables
 from .card_tables import Facts, number
@@ -76,7 +77,7 @@ def _model(facts: Facts) -> str:
         [
             "input",
             "RGB photograph of any size. The field of view is found and resized to a diameter of "
-            f"{model['diameter']} pixels; colours are normalised (`{model['normalization']}`)",
+            f"{_diameter(model)}; colours are normalised (`{model['normalization']}`)",
         ],
         [
             "output",
@@ -89,6 +90,14 @@ def _model(facts: Facts) -> str:
     ]
     lines = ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)]
     return "## Model\n\n" + "\n".join(lines)
+
+
+def _diameter(model: Mapping[str, Any]) -> str:
+    found = f"{model['diameter']} pixels"
+    if not model.get("by_angle"):
+        return found
+    usual = f"{USUAL:.0f} degrees"
+    return f"{found} at an angle of view of {usual} and in proportion at others, {usual} where the angle is not known"
 
 
 def _data(facts: Facts) -> str:
@@ -244,15 +253,21 @@ def _quality(facts: Facts) -> str:
 def _resolution(facts: Facts) -> str:
     trained, diameter = facts["training_photographs"], facts["model"]["diameter"]
     tested = [
-        f"{name} {own['diameter_px'][0]:.0f} to {own['diameter_px'][1]:.0f}" for name, own in facts["results"].items()
+        f"{name} {own['diameter_px'][0]:.0f} to {own['diameter_px'][1]:.0f}{_angles(own)}"
+        for name, own in facts["results"].items()
     ]
     low, high = trained["diameter_px"]
     return (
-        f"## Resolution\n\nPhotographs are brought to a field of view of {diameter} pixels. Diameters in pixels: "
-        f"training photographs {low:.0f} to {high:.0f}; tested {', '.join(tested)}. Half and twice the resolution "
-        f"stand under Robustness. Photographs with much less than {diameter} pixels across are enlarged and hold no "
-        "thin vessels; of larger ones, vessels of one or two pixels are lost."
+        f"## Resolution\n\nPhotographs are brought to a field of view of {_diameter(facts['model'])}. Diameters in "
+        f"pixels: training photographs {low:.0f} to {high:.0f}{_angles(trained)}; tested {', '.join(tested)}. Half and "
+        f"twice the resolution stand under Robustness. Photographs with much less than {diameter} pixels across are "
+        "enlarged and hold no thin vessels; of larger ones, vessels of one or two pixels are lost."
     )
+
+
+def _angles(photographs: Mapping[str, Any]) -> str:
+    known = [f"{angle:g}" for angle in photographs.get("angles_deg", ())]
+    return f" ({' and '.join(known)} degrees)" if known else ""
 
 
 def _failures(facts: Facts, comments: Mapping[str, str]) -> str:

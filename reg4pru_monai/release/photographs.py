@@ -14,7 +14,7 @@ QUARTER = 0.25
 
 
 def describe(entries: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Sizes in pixels (width, height), diameters of the field of view in px, and the quality of each photograph."""
+    """Sizes in pixels (width, height), diameters and known angles of the field of view, quality of each photograph."""
     sizes, diameters, quality = set(), [], {}
     for entry in entries:
         pixels = read_image(entry["image"])
@@ -29,6 +29,7 @@ def describe(entries: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         "groups": {name: sum(e.get("group") == name for e in entries) for name in _groups(entries)},
         "pixels": sorted(sizes),
         "diameter_px": [min(diameters), max(diameters)],
+        "angles_deg": sorted({float(entry["angle"]) for entry in entries if entry["angle"]}),
         "quality": quality,
     }
 

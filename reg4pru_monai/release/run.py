@@ -126,7 +126,7 @@ class Release:
         names = [entry["name"] for entry in entries]
         data = [digest(folder)[:16] for folder in self.trained_on]
         found = self.kept.step("photographs-of-training", lambda: describe(entries), data=data, photographs=names)
-        return {key: found[key] for key in ("pixels", "diameter_px", "groups")}
+        return {key: found[key] for key in ("pixels", "diameter_px", "angles_deg", "groups")}
 
     def _robustness(self, shipped: Pipeline, test: DataSet) -> dict[str, Any]:
         chosen = select(test.entries, ROBUSTNESS_PHOTOGRAPHS)
