@@ -51,5 +51,5 @@ class AfterTraining:
         for entry in self.photographs:
             folder = f"inspection/{entry['name']}"
             place, name = tracker.output_dir / folder, entry["name"]
-            for file in inspect_photograph(pipeline, entry["image"], place, name, entry["angle"]):
+            for file in inspect_photograph(pipeline, entry["image"], place, name, entry.get("angle")):
                 tracker.log_artifact(file, folder)

@@ -23,6 +23,7 @@ from .after_training import AfterTraining
 from .configuration import check_configuration, training_digests
 from .environment import SystemMetrics, frozen_packages, hardware
 from .evaluation import Evaluation, check_labels
+from .fundus.angle import check_use, checked_angle
 from .fundus.datasets import datalist, digest, find_samples, split
 from .fundus.splits import PARTS
 from .inference import DIGEST, IDENTITY, trained
@@ -153,11 +154,20 @@ def dataset(dataset_dir: Any, output_dir: str, phantoms: Mapping[str, Any]) -> A
     return str(folder)
 
 
-def entries(dataset_dir: Any, part: str, validation_fraction: float = 0.2) -> list[dict[str, str]]:
-    """Images and masks of one part of a data set, each mask checked to hold a vessel."""
-    data = datalist(dataset_dir, part, validation_fraction=validation_fraction)
+def entries(
+    dataset_dir: Any, part: str, validation_fraction: float = 0.2, angle: float | None = None
+) -> list[dict[str, str]]:
+    """Images and masks of one part of a data set, each mask checked to hold a vessel. angle: see datalist."""
+    data = datalist(dataset_dir, part, validation_fraction=validation_fraction, angle=angle)
     check_labels(data)
     return data
+
+
+def angle_of_view(angle: Any, by_angle: bool) -> float | None:
+    """The angle that a user gives, in degrees. Raises ValueError where it is none, or has no effect."""
+    found = checked_angle(angle)
+    check_use(found, by_angle)
+    return found
 
 
 def repeated(data: list[dict[str, str]], times: int) -> list[dict[str, str]]:

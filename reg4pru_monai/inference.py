@@ -21,7 +21,7 @@ from .presets import KEEP_RATE
 from .released import CHECKPOINT
 from .runtime import select_device
 from .transforms import preprocessing
-from .weights import CheckpointError, load_checkpoint, load_network
+from .weights import EARLIER, CheckpointError, load_checkpoint, load_network
 from .windows import FundusWindowInferer
 
 DEFAULT_THRESHOLD = 0.5
@@ -36,7 +36,6 @@ UNTRAINED: dict[str, Any] = {
     **{"reactivate": None, "diameter": DEFAULT_DIAMETER, "normalization": "local", "rim": RIM},
     "by_angle": True,
 }
-EARLIER: dict[str, Any] = {"rim": 0.0, "by_angle": False}  # of checkpoints that say nothing of it
 
 
 def trained(checkpoint: str) -> dict[str, Any]:
@@ -146,16 +145,14 @@ def load_pipeline(
     window_size: int | None = 256,
     policy: str | None = None,
     flips: bool = False,
-    angle: float | None = None,
 ) -> Pipeline:
     """Load a trained network with the preprocessing it was trained with.
 
     checkpoint: file written by a training; default: the one of the bundle. device: "auto", "cpu", "cuda:0". keep_rate:
     share of the tokens kept at each stage, 1.0 prunes nothing; default: as trained. window_size: px at canonical scale,
     None for the whole image at once. policy: "dense", or "random" to remove as many tokens by lot; default: as trained.
-    flips: average over the four flips of every window, at four times the cost. angle: of view of all photographs, in
-    degrees, whatever a call says; None: as it says.
-    Raises CheckpointError, and ValueError for an angle that is none or that the network was not trained for.
+    flips: average over the four flips of every window, at four times the cost.
+    Raises CheckpointError.
     """
     where = select_device(device)
     settings = trained(str(checkpoint))
@@ -166,7 +163,7 @@ def load_pipeline(
         network = network.with_keep_rate(keep_rate)
     network = _with_policy(network, policy or settings["policy"], settings["policy"])
     own = {key: settings[key] for key in ("normalization", "rim", "by_angle")}
-    steps = preprocessing(settings["diameter"], with_label=False, angle=angle, **own)
+    steps = preprocessing(settings["diameter"], with_label=False, **own)
     inferer = FundusWindowInferer(window_size, flips=flips)
     return Pipeline(network, steps, inferer, where, settings["threshold"])
 

@@ -77,7 +77,7 @@ class ServedModel:
         model_input: DataFrame whose first column holds them, or a sequence. A photograph is the path of a file, the
             bytes of one, or an array (H, W, 3) RGB, uint8 or float in [0, 1]. A server takes base64 and opens no path.
         params: threshold in (0, 1), default: the one chosen for the network; millimetres_per_pixel; angle, of view in
-            degrees, default: what DICOM says, else 45 is assumed.
+            degrees, for weights trained by angle, default: what DICOM says, else 45 is assumed.
         Returns the columns COLUMNS. error: None, or why this photograph has no result. mask: PNG of 0 and 255;
             probability: 16-bit PNG of 65535 times the probability; both bytes, in the photograph's own pixels.
         Raises SettingsError for params out of their range.
@@ -165,7 +165,8 @@ def save_model(checkpoint: str | Path, folder: str | Path, mlflow_model: "Model 
     checkpoint: file written by a training; only its (average) weights and configuration are kept. mlflow_model: where
     the folder belongs, for `log_model`. Raises CheckpointError, and MlflowException for a folder that is not empty.
     """
-    settings = settings_of(load_pipeline(checkpoint, "cpu"), outputs=OUTPUTS)
+    pipeline = load_pipeline(checkpoint, "cpu")
+    settings = settings_of(pipeline, outputs=OUTPUTS)
     state = load_checkpoint(checkpoint)
     with TemporaryDirectory() as scratch, calm():
         weights = Path(scratch) / "model.pt"
@@ -176,7 +177,7 @@ def save_model(checkpoint: str | Path, folder: str | Path, mlflow_model: "Model 
             loader_module=__name__,
             data_path=str(weights),
             mlflow_model=mlflow_model,
-            signature=_signature(settings.threshold),
+            signature=_signature(settings.threshold, pipeline.by_angle),
             input_example=[_example()],
             pip_requirements=requirements(),
             metadata={"settings": settings.to_dict(), "settings_digest": settings.digest},
@@ -197,12 +198,13 @@ def requirements() -> list[str]:
     return found + [f"{name}=={metadata.version(name).split('+')[0]}" for name in _PACKAGES]  # indexes know no +cpu
 
 
-def _signature(threshold: float) -> "ModelSignature":
+def _signature(threshold: float, by_angle: bool) -> "ModelSignature":
     _pyfunc()
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, ColSpec, ParamSchema, ParamSpec, Schema
 
-    unset = [ParamSpec(name, "double", None) for name in ("millimetres_per_pixel", "angle")]
+    names = ("millimetres_per_pixel", "angle") if by_angle else ("millimetres_per_pixel",)
+    unset = [ParamSpec(name, "double", None) for name in names]
     parameters = [ParamSpec("threshold", "double", threshold), *unset]
     outputs: list[Any] = [ColSpec(_kind(name), name, required=False) for name in COLUMNS]
     # Unnamed, so that a plain list will do; of any type, as MLflow fails the whole request for one bad base64 text.

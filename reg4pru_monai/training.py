@@ -26,7 +26,7 @@ from . import processes
 from .losses import TrainingStep
 from .runtime import bar_interval
 from .segmenter import Segmenter
-from .weights import CheckpointError, load_checkpoint, mismatches, save_checkpoint
+from .weights import EARLIER, CheckpointError, load_checkpoint, mismatches, save_checkpoint
 from .windows import plain
 
 logger = logging.getLogger(__name__)
@@ -301,7 +301,7 @@ class TrainingState:
     def resume(self) -> None:
         """Continue from ``last.pt``. Raises CheckpointError where it is absent or of another configuration."""
         saved = load_checkpoint(self.last)
-        trainer, earlier = self.trainer, saved["configuration"]
+        trainer, earlier = self.trainer, {**EARLIER, **saved["configuration"]}
         problems = mismatches(trainer.segmenter.state_dict(), saved["network"])
         problems += [
             f"{key} was {earlier.get(key)!r} and is now {value!r}"

@@ -83,8 +83,8 @@ class CanonicalFundusd(InvertibleTransform):
     the field of view; label and fov as {0, 1}.
 
     diameter: px. by_angle: it is that of a field of view of 45 degrees, and photographs whose angle of view is known
-    get theirs in proportion. angle: of all photographs, degrees; None: the one that stands in the data, where one does.
-    Raises ValueError for an angle without ``by_angle``, or that is none.
+    get theirs in proportion; the angle stands in the data, in degrees, as a number or text. Raises ValueError where it
+    is none.
     """
 
     def __init__(
@@ -94,16 +94,10 @@ class CanonicalFundusd(InvertibleTransform):
         fov_key: str = "fov",
         diameter: float = DEFAULT_DIAMETER,
         by_angle: bool = False,
-        angle: float | None = None,
         angle_key: str = "angle",
     ) -> None:
         self.image_key, self.label_key, self.fov_key, self.angle_key = image_key, label_key, fov_key, angle_key
-        self.diameter, self.by_angle, self.angle = diameter, by_angle, checked_angle(angle)
-        if not by_angle and self.angle is not None:
-            raise ValueError(
-                f"angle {angle} has no effect: these weights see all photographs at one diameter (by_angle false); "
-                "leave it out"
-            )
+        self.diameter, self.by_angle = diameter, by_angle
 
     def __call__(self, data: Data) -> dict[Hashable, Any]:
         """Crop and resize all keys alike, by the field of view found in the image."""
@@ -124,10 +118,7 @@ class CanonicalFundusd(InvertibleTransform):
         return out
 
     def _diameter(self, data: Data) -> float:
-        if not self.by_angle:
-            return self.diameter
-        angle = checked_angle(data.get(self.angle_key)) if self.angle is None else self.angle
-        return diameter_for(angle, self.diameter)
+        return diameter_for(checked_angle(data.get(self.angle_key)), self.diameter) if self.by_angle else self.diameter
 
     def _track(self, array: np.ndarray, source: Any, fov: FieldOfView, binary: bool) -> MetaTensor:
         """The new tensor with the source's metadata and the numbers that the inverse needs."""
@@ -255,7 +246,6 @@ def preprocessing(
     soft_label: bool = False,
     rim: float = 0.0,
     by_angle: bool = False,
-    angle: float | None = None,
 ) -> Compose:
     """Files to network input, the one definition for training, evaluation and inference.
 
@@ -263,12 +253,12 @@ def preprocessing(
     takes 20 MB that way, which counts where a data set is cached.
 
     diameter: of the field of view, px. soft_label: leave the label as coverage in [0, 1] instead of {0, 1}.
-    rim: see NormalizeFundusd. by_angle, angle: see CanonicalFundusd; the item may have its own under "angle".
+    rim: see NormalizeFundusd. by_angle: see CanonicalFundusd.
     """
     label_key = "label" if with_label else None
     steps: list[Any] = [
         ReadFundusd(keys=("image",), label_key=label_key, max_pixels=max_pixels),
-        CanonicalFundusd(label_key=label_key, diameter=diameter, by_angle=by_angle, angle=angle),
+        CanonicalFundusd(label_key=label_key, diameter=diameter, by_angle=by_angle),
         NormalizeFundusd(method=normalization, sigma=diameter / 30, rim=rim),
     ]
     if with_label and not soft_label:

@@ -40,6 +40,10 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path}: checkpoint not written ({error}){kept} the disk has space.") from error
 
 
+# What checkpoints of before an entry of their configuration existed were trained with.
+EARLIER: dict[str, Any] = {"rim": 0.0, "by_angle": False}
+
+
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Read a checkpoint written by :func:`save_checkpoint`, tensors and plain values only."""
     path = Path(path)

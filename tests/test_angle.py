@@ -1,5 +1,6 @@
 """The angle of view: photographs of every camera come to one scale, where it is known."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,24 @@ from batches import segment, small_pipeline, table, write_photographs
 from networks import write_checkpoint
 from reg4pru_monai.batch.settings import SettingsError, settings_of
 from reg4pru_monai.cli import app
+from reg4pru_monai.comparison.runs import _size
 from reg4pru_monai.fundus.angle import checked_angle, diameter_for
 from reg4pru_monai.fundus.datasets import datalist
+from reg4pru_monai.fundus.io import read_image
 from reg4pru_monai.fundus.phantom import make_phantom, write_phantoms
-from reg4pru_monai.inference import Pipeline, load_pipeline
+from reg4pru_monai.inference import Pipeline, load_pipeline, trained
+from reg4pru_monai.inspection.photograph import inspect_network
 from reg4pru_monai.plots import save_picture
 from reg4pru_monai.release.measuring import robustness
 from reg4pru_monai.serving import ServedModel
 from reg4pru_monai.transforms import CanonicalFundusd, preprocessing
+from reg4pru_monai.weights import load_checkpoint, save_checkpoint
+from runs import failure, run
 
 
-def pipeline(angle: float | None = None) -> Pipeline:
+def pipeline() -> Pipeline:
     own = small_pipeline()
-    steps = preprocessing(64, False, by_angle=True, angle=angle)
-    return Pipeline(own.network, steps, own.inferer, own.device)
+    return Pipeline(own.network, preprocessing(64, False, by_angle=True), own.inferer, own.device)
 
 
 def checkpoint(path: Path, by_angle: bool) -> Path:
@@ -97,11 +102,10 @@ def test_the_mask_comes_back_to_the_photograph() -> None:
     assert np.mean((back["label"].numpy()[0] > 0)[inside] == photograph.mask[inside]) > 0.99
 
 
-def test_what_the_user_says_comes_first() -> None:
+def test_photographs_of_a_pipeline() -> None:
     photograph = make_phantom((96, 96), seed=0).image
     size = {angle: pipeline().prepare(photograph, angle)["image"].shape[-1] for angle in (None, "", 45, 30)}
     assert size[None] == size[""] == size[45] > size[30]
-    assert pipeline(30).prepare(photograph, 60)["image"].shape[-1] == size[30]
     assert pipeline().prepare(photograph, 30).keys() == {"image", "fov"}
     with pytest.raises(ValueError, match="must be in degrees"):
         pipeline().prepare(photograph, 4500)
@@ -112,18 +116,23 @@ def test_the_angle_of_weights_of_one_diameter(tmp_path: Path) -> None:
     photograph = make_phantom((96, 96), seed=0).image
     fixed = load_pipeline(checkpoint(tmp_path / "fixed.pt", False), "cpu")
     assert fixed.prepare(photograph, 30)["image"].shape == fixed.prepare(photograph)["image"].shape
-    with pytest.raises(ValueError, match="angle 30 has no effect: these weights see all photographs at one diameter"):
-        load_pipeline(checkpoint(tmp_path / "fixed.pt", False), "cpu", angle=30)
-    with pytest.raises(SettingsError, match=r"an angle of view \(30\) has no effect with these weights"):
+    with pytest.raises(
+        SettingsError, match=r"an angle of view \(30\) has no effect: these weights see all photographs"
+    ):
         settings_of(fixed, angle=30)
-    by_angle = load_pipeline(checkpoint(tmp_path / "by_angle.pt", True), "cpu", angle=30)
-    assert by_angle.prepare(photograph)["image"].shape[-1] == pytest.approx(64, abs=2)
+    by_angle = load_pipeline(checkpoint(tmp_path / "by_angle.pt", True), "cpu")
+    assert by_angle.prepare(photograph, 30)["image"].shape[-1] == pytest.approx(64, abs=2)
 
 
 def test_data_sets_tell_it(tmp_path: Path, real_data: Path) -> None:
     entries = datalist([real_data / "CHASE_DB1", real_data / "HRF"], "test")
     assert {(entry["dataset"], entry["angle"]) for entry in entries} == {("CHASE_DB1", "30"), ("HRF", "60")}
-    assert {entry["angle"] for entry in datalist(write_phantoms(tmp_path, 2, 1, 64), "test")} == {""}
+    phantoms = write_phantoms(tmp_path, 2, 1, 64)
+    assert {entry["angle"] for entry in datalist(phantoms, "test")} == {""}
+    assert {entry["angle"] for entry in datalist(phantoms, "test", angle="50")} == {"50"}
+    assert {entry["angle"] for entry in datalist(real_data / "HRF", "test", angle=50)} == {"60"}
+    with pytest.raises(ValueError, match="must be in degrees"):
+        datalist(phantoms, "test", angle="wide")
 
 
 def test_a_folder_of_photographs(tmp_path: Path) -> None:
@@ -153,9 +162,13 @@ def test_the_command(tmp_path: Path) -> None:
     assert refused.exit_code == 1
     assert "has no effect" in refused.output
     assert not (tmp_path / "out").exists()
-    done = CliRunner().invoke(app, [*command, "--checkpoint", str(checkpoint(tmp_path / "by_angle.pt", True))])
+    weights = str(checkpoint(tmp_path / "by_angle.pt", True))
+    done = CliRunner().invoke(app, [*command, "--checkpoint", weights, "--outputs", "probability"])
     assert done.exit_code == 0, done.output
     assert table(tmp_path / "out")[0]["angle_of_view_deg"] == "30"
+    found = read_image(tmp_path / "out" / "probabilities" / "photograph_00.png.png")[..., 0]
+    expected = load_pipeline(weights, "cpu")(folder / "photograph_00.png", 30).probability
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_a_served_model_takes_it() -> None:
@@ -165,12 +178,65 @@ def test_a_served_model_takes_it() -> None:
     assert found[0]["probability"] == found[1]["probability"] != found[2]["probability"]
 
 
+def test_trainings_and_evaluations(tmp_path: Path) -> None:
+    """What a user tells counts for training, validation and test; a checkpoint knows that it was trained by angle."""
+    told = {"angle": "30", "max_epochs": 1, "output_dir": str(tmp_path / "told")}
+    command = run("train", **told)
+    parser = command.parser
+    sizes = [max(item["image"].shape) for item in parser.get_parsed_content("validate#dataset")]
+    assert sizes == [pytest.approx(64, abs=2)]  # of 96
+    assert {entry["angle"] for entry in parser.get_parsed_content("test_entries")} == {"30"}
+    best = tmp_path / "told" / "checkpoints" / "best.pt"
+    assert trained(str(best))["by_angle"] is True
+    given = {"checkpoint": str(best), "phantoms": parser.get_parsed_content("phantoms")}
+    for number, angle in enumerate((30, None)):
+        run("evaluate", **given, angle=angle, output_dir=str(tmp_path / f"evaluated{number}"))
+    results = [
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("told", "evaluated0", "evaluated1")
+    ]
+    assert results[0]["pruned/ap"] == pytest.approx(results[1]["pruned/ap"], abs=1e-6)
+    assert results[0]["pruned/gflops"] < results[2]["pruned/gflops"]
+    assert "has no effect" in str(
+        failure("evaluate", **given, by_angle="false", angle=30, output_dir=str(tmp_path / "no"))
+    )
+
+
+def test_a_training_of_before_there_were_angles_goes_on(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"output_dir": str(tmp_path / "earlier"), "max_epochs": 1}
+    run("train", **how, by_angle=False)
+    last = tmp_path / "earlier" / "checkpoints" / "last.pt"
+    state = load_checkpoint(last)
+    del state["configuration"]["by_angle"]
+    save_checkpoint(last, state)
+    assert "by_angle was False and is now True" in str(failure("train", **how, by_angle=True, resume=True))
+    run("train", **how, by_angle=False, resume=True)
+
+
+def test_what_is_compared_must_be_scaled_alike() -> None:
+    """Runs of one diameter rank with each other only if none of them goes by the angle, or all."""
+    runs = [{"diameter": "1024"} | more for more in ({}, {"by_angle": "False"}, {"by_angle": "True"})]
+    runs += [runs[2] | {"angle": angle} for angle in ("None", "30.0")]
+    found = [_size(parameters, "diameter") for parameters in runs]
+    assert found == ["1024", "1024", "1024 by angle", "1024 by angle", "1024 by an angle of 30.0"]
+    assert _size(runs[2] | {"window_size": "256"}, "window_size") == "256"
+
+
 def test_inspect_takes_it(tmp_path: Path) -> None:
     save_picture(tmp_path / "eye.png", make_phantom((96, 96), seed=0).image)
-    weights = str(checkpoint(tmp_path / "fixed.pt", False))
-    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "eye.png"), "--checkpoint", weights, "--angle", "30"])
-    assert result.exit_code == 1
-    assert "has no effect" in result.output
+    command = [
+        "inspect",
+        str(tmp_path / "eye.png"),
+        "--output",
+        str(tmp_path / "seen"),
+        "--angle",
+        "30",
+        "--checkpoint",
+    ]
+    refused = CliRunner().invoke(app, [*command, str(checkpoint(tmp_path / "fixed.pt", False))])
+    assert refused.exit_code == 1
+    assert "has no effect" in refused.output
+    own = pipeline()
+    assert max(inspect_network(own, tmp_path / "eye.png", 30).inside.shape) == pytest.approx(64 * 30 / 45, abs=1)
 
 
 def test_a_release_measures_what_it_costs_not_to_know_it(tmp_path: Path) -> None:

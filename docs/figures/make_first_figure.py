@@ -4,11 +4,13 @@ python docs/figures/make_first_figure.py Image_11L.jpg 30 best.pt docs/figures/f
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from monai.data import MetaTensor
 from torch import Tensor
 
 from reg4pru_monai.fundus.fov import FieldOfView, canonical_frame
@@ -20,9 +22,8 @@ from reg4pru_monai.windows import FundusWindowInferer
 PIXELS = 500  # per side of a panel
 
 
-def levels(pipeline: Pipeline, photograph: Path) -> np.ndarray:
+def levels(pipeline: Pipeline, item: Mapping[str, MetaTensor]) -> np.ndarray:
     """Share of the stages that each patch passed: (h, w) in [0, 1]; in windows as large as those of the mask."""
-    item = pipeline.prepare(photograph)
     patch = pipeline.network.patch_embed.patch
 
     def stages_passed(image: Tensor, fov: Tensor) -> Tensor:
@@ -48,16 +49,17 @@ def main() -> None:
     for name in ("checkpoint", "output"):
         parser.add_argument(name, type=Path)
     arguments = parser.parse_args()
-    pipeline = load_pipeline(arguments.checkpoint, device="cpu", angle=arguments.angle)
+    pipeline = load_pipeline(arguments.checkpoint, device="cpu")
     image = read_image(arguments.photograph)
-    fov = FieldOfView.from_dict(pipeline.prepare(arguments.photograph)["image"].meta["fov"])
+    item = pipeline.prepare(arguments.photograph, arguments.angle)
+    fov = FieldOfView.from_dict(item["image"].meta["fov"])
     frame = canonical_frame(fov, PIXELS)
     picture = frame.forward_image(image.transpose(2, 0, 1) / np.float32(255)).transpose(1, 2, 0)
     picture = (picture.clip(0, 1) * 255).astype(np.uint8)
-    mask = frame.forward_coverage(pipeline(arguments.photograph).mask().astype(np.float32))
+    mask = frame.forward_coverage(pipeline(arguments.photograph, arguments.angle).mask().astype(np.float32))
     panels = {
         "photograph": picture,
-        "kept tokens: the darker, the earlier dropped": token_map(picture, levels(pipeline, arguments.photograph)),
+        "kept tokens: the darker, the earlier dropped": token_map(picture, levels(pipeline, item)),
         "vessel mask": (np.repeat(mask[..., None], 3, axis=2).clip(0, 1) * 255).astype(np.uint8),
     }
     figure = Figure(figsize=(3 * PIXELS / 100, PIXELS / 100 + 0.3), layout="constrained")

@@ -5,6 +5,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from ..fundus.angle import checked_angle
 from ..inference import Pipeline
 from ..runtime import ConfigurationError, root_cause
 from .inputs import list_inputs, parse_shard
@@ -15,9 +16,10 @@ from .settings import SettingsError, settings_of
 _KEYS = ("network", "preprocessing", "inferer", "torch_device")
 
 
-def photographs(dataset_dir: Any, output_dir: str) -> list[dict[str, str]]:
-    """The photographs that inference was given, as MONAI wants a data list: path and name."""
-    return [{"image": item.path, "name": item.name} for item in list_inputs(_inputs(dataset_dir), output_dir).items]
+def photographs(dataset_dir: Any, output_dir: str, angle: Any = None) -> list[dict[str, Any]]:
+    """The photographs that inference was given, as MONAI wants a data list: path, name and angle of view."""
+    items = list_inputs(_inputs(dataset_dir), output_dir).items
+    return [{"image": item.path, "name": item.name, "angle": checked_angle(angle) or ""} for item in items]
 
 
 def _inputs(dataset_dir: Any) -> list[str]:

@@ -78,7 +78,7 @@ def _enter(address: str | None) -> None:
         if address != "auto":  # Ray itself would try for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         if _wants_token(error):
             advice = "it asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file that holds it"
         raise ClusterError(f"no Ray cluster answers at {address} ({error}); {advice}") from error
@@ -86,7 +86,7 @@ def _enter(address: str | None) -> None:
 
 def _wants_token(error: BaseException | None) -> bool:
     """Whether a cluster refused its client, which Ray says in a cause of its error."""
-    while error is not None and "InvalidAuthToken" not in str(error):
+    while error is not None and "InvalidAuthToken" not in str(error) and type(error).__name__ != "AuthenticationError":
         error = error.__cause__ or error.__context__
     return error is not None
 

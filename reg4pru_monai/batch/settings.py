@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import __version__
 from ..files import replacing
-from ..fundus.angle import checked_angle
+from ..fundus.angle import check_use, checked_angle
 from ..fundus.remote import UrlError, checked, is_url
 from ..inference import Pipeline
 from .dicom import INSTALL, check_identifiers
@@ -33,11 +33,11 @@ class Settings:
     """What the results depend on, beside the photographs. Another value anywhere here makes other results.
 
     weights: digest of the network's weights. network: architecture and what is pruned. preprocessing: diameter (px),
-    normalization and rim (share of the diameter). window: side (px, None for the whole image), overlap (fraction),
-    flips. threshold: in (0, 1). outputs: names of OUTPUTS. millimetres_per_pixel: of the photographs, or None. angle:
-    of view of all photographs, degrees, or None: as they say, where they do. identifiers: DICOM keywords that name a
-    row. max_pixels: larger photographs are refused. store: URL of the object storage that outputs go to, or None.
-    archives: whether they go into tar archives.
+    normalization, rim (share of the diameter) and by_angle. window: side (px, None for the whole image), overlap
+    (fraction), flips. threshold: in (0, 1). outputs: names of OUTPUTS. millimetres_per_pixel: of the photographs, or
+    None. angle: of view of all photographs, degrees, or None: as they say, where they do. identifiers: DICOM keywords
+    that name a row. max_pixels: larger photographs are refused. store: URL of the object storage that outputs go to,
+    or None. archives: whether they go into tar archives.
     """
 
     weights: str
@@ -69,13 +69,9 @@ class Settings:
             )
         try:
             object.__setattr__(self, "angle", checked_angle(self.angle))
+            check_use(self.angle, bool(self.preprocessing.get("by_angle")))
         except ValueError as error:
             raise SettingsError(str(error)) from None
-        if self.angle is not None and not self.preprocessing.get("by_angle"):
-            raise SettingsError(
-                f"an angle of view ({self.angle:g}) has no effect with these weights, which see all "
-                "photographs at one diameter; leave it out"
-            )
         if self.max_pixels < 1:
             raise SettingsError(f"max_pixels must be at least 1, got {self.max_pixels}")
         if self.store is not None and self.archives:

@@ -39,10 +39,14 @@ from .writers import WRITERS, Outputs, Result, encode_thumbnail
 
 
 class Frame(NamedTuple):
-    """A frame that the network can take. item: image (3, h, w) and fov (1, h, w) at canonical scale."""
+    """A frame that the network can take.
+
+    item: image (3, h, w) and fov (1, h, w) at canonical scale. angle: of view, degrees, where it is known.
+    """
 
     photograph: Photograph
     item: dict[str, MetaTensor]
+    angle: float | None
 
 
 class Prepared(NamedTuple):
@@ -114,7 +118,8 @@ class Work:
 
     def frame(self, photograph: Photograph) -> Frame:
         """Prepare a photograph."""
-        return Frame(photograph, self.pipeline.prepare(photograph.pixels, _angle(photograph, self.settings)))
+        angle = _angle(photograph, self.settings)
+        return Frame(photograph, self.pipeline.prepare(photograph.pixels, angle), angle)
 
     def infer(self, files: Sequence[Prepared]) -> list[Inferred | StageError]:
         """Run the network over files whose windows share the forwards; what fails together is tried one by one."""
@@ -209,7 +214,7 @@ class Work:
             "height_px": pixels.shape[0],
             "width_px": pixels.shape[1],
             **photograph.details,
-            "angle_of_view_deg": _angle(photograph, self.settings),
+            "angle_of_view_deg": frame.angle,
             "fov_center_row_px": fov.center[0],
             "fov_center_column_px": fov.center[1],
             "fov_diameter_px": fov.diameter,

@@ -7,7 +7,10 @@ LOWEST, HIGHEST = 10.0, 90.0  # beyond, a plane picture is a projection that one
 
 
 def checked_angle(value: Any) -> float | None:
-    """Degrees between LOWEST and HIGHEST, from a number or text; None for None and empty text. Raises ValueError."""
+    """Degrees between LOWEST and HIGHEST, from a number or text; None where it is not known: None, empty text.
+
+    Raises ValueError.
+    """
     if value is None or value == "":
         return None
     try:
@@ -15,8 +18,20 @@ def checked_angle(value: Any) -> float | None:
     except (TypeError, ValueError):
         angle = float("nan")
     if isinstance(value, bool) or not LOWEST <= angle <= HIGHEST:
-        raise ValueError(f"the angle of view must be in degrees, {LOWEST:.0f} to {HIGHEST:.0f}, got {value!r}")
+        raise ValueError(
+            f"the angle of view must be in degrees, {LOWEST:.0f} to {HIGHEST:.0f}, got {value!r}; leave it out where "
+            "it is not known, or wider than a disc can show"
+        )
     return angle
+
+
+def check_use(angle: float | None, by_angle: bool) -> None:
+    """Raise ValueError where somebody tells an angle to weights that have no use for it."""
+    if angle is not None and not by_angle:
+        raise ValueError(
+            f"an angle of view ({angle:g}) has no effect: these weights see all photographs at one diameter (by_angle "
+            "false); leave it out, or use weights that were trained by angle"
+        )
 
 
 def diameter_for(angle: float | None, diameter: float) -> float:

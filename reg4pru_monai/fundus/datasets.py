@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TypeAlias
 
+from .angle import checked_angle
 from .layouts import LAYOUTS, Dataset, DatasetError, Sample, collect, listing, recognise
 from .splits import EVERY, PARTS, SPLITS_FILE, validation_subjects, with_parts
 
@@ -29,22 +30,30 @@ DatasetDir: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]
 
 
 def datalist(
-    dataset_dir: DatasetDir, part: str, validation_fraction: float = 0.2, seed: int = 0
+    dataset_dir: DatasetDir,
+    part: str,
+    validation_fraction: float = 0.2,
+    seed: int = 0,
+    angle: float | str | None = None,
 ) -> list[dict[str, str]]:
     """One part of a data set, or "all" of it, as MONAI wants it: a dict of text for each image. Raises DatasetError.
 
     image, label, name, subject; dataset, its name; group, second_observer (the path of a mask) and angle (of view, in
-    degrees), empty where the data set has none.
+    degrees), empty where the data set has none. angle: of the photographs whose data set tells none; ValueError where
+    it is no angle.
     """
+    told = checked_angle(angle)
     dataset = find_samples(dataset_dir)
     samples = split(dataset, part, validation_fraction, seed)
     check_complete(dataset, samples)
-    return [_entry(sample) for sample in samples]
+    return [_entry(sample, told) for sample in samples]
 
 
-def _entry(s: Sample) -> dict[str, str]:
+def _entry(s: Sample, angle: float | None) -> dict[str, str]:
     own = {"image": str(s.image), "label": str(s.label), "name": s.name, "subject": s.subject, "dataset": s.dataset}
-    return own | {"group": s.group, "second_observer": str(s.second_observer or ""), "angle": str(s.angle or "")}
+    known = s.angle or angle
+    more = {"second_observer": str(s.second_observer or ""), "angle": f"{known:g}" if known else ""}
+    return own | {"group": s.group} | more
 
 
 def find_samples(dataset_dir: DatasetDir, require_labels: bool = True) -> Dataset:

@@ -25,13 +25,15 @@ def inspect(
 
     Exit status: 0 done; 1 could not.
     """
+    from ..fundus.angle import check_use
     from ..inference import CHECKPOINT, load_pipeline
     from ..weights import CheckpointError
     from .photograph import inspect_photograph
 
     folder = output or Path("inspection") / photograph.stem
     with readable(CheckpointError, ValueError, OSError):
-        pipeline = load_pipeline(checkpoint or CHECKPOINT, keep_rate=keep_rate, angle=angle)
-        written = inspect_photograph(pipeline, photograph, folder)
+        pipeline = load_pipeline(checkpoint or CHECKPOINT, keep_rate=keep_rate)
+        check_use(angle, pipeline.by_angle)
+        written = inspect_photograph(pipeline, photograph, folder, angle=angle)
     for path in written:
         typer.echo(f"written: {path}")

@@ -251,7 +251,7 @@ def _quality(facts: Facts) -> str:
 
 
 def _resolution(facts: Facts) -> str:
-    trained, diameter = facts["training_photographs"], facts["model"]["diameter"]
+    trained = facts["training_photographs"]
     tested = [
         f"{name} {own['diameter_px'][0]:.0f} to {own['diameter_px'][1]:.0f}{_angles(own)}"
         for name, own in facts["results"].items()
@@ -260,8 +260,8 @@ def _resolution(facts: Facts) -> str:
     return (
         f"## Resolution\n\nPhotographs are brought to a field of view of {_diameter(facts['model'])}. Diameters in "
         f"pixels: training photographs {low:.0f} to {high:.0f}{_angles(trained)}; tested {', '.join(tested)}. Half and "
-        f"twice the resolution stand under Robustness. Photographs with much less than {diameter} pixels across are "
-        "enlarged and hold no thin vessels; of larger ones, vessels of one or two pixels are lost."
+        "twice the resolution stand under Robustness. Photographs with much fewer pixels across than they are brought "
+        "to are enlarged and hold no thin vessels; of those with more, vessels of one or two pixels are lost."
     )
 
 

@@ -21,7 +21,17 @@ from .kept import Kept, plain, write_json
 from .measuring import choose_threshold, compare, flips, robustness
 from .photographs import describe, quality_against_dice
 from .pictures import save_contact_sheet, save_failure, worst
-from .sources import DataSet, Source, locate, open_data_sets, part_of, select, training_facts, training_folders
+from .sources import (
+    DataSet,
+    Source,
+    configuration,
+    locate,
+    open_data_sets,
+    part_of,
+    select,
+    training_facts,
+    training_folders,
+)
 from .speed import measure_speed
 
 LARGEST_DIFFERENCE = 0.001  # of AP, between the weights as trained and in half precision
@@ -47,7 +57,7 @@ class Release:
         say: Callable[[str], None],
     ) -> None:
         self.source, self.folders, self.work, self.device = source, list(data), work, device
-        self.sets = open_data_sets(data, limit)
+        self.sets = open_data_sets(data, limit, configuration(source.run).get("angle"))
         self.trained_on = training_folders(source.run, data)
         self.kept = Kept(work, {"checkpoint": sha256(source.checkpoint), "version": __version__}, say)
 

@@ -55,11 +55,14 @@ class DataSet:
     digest: str
 
 
-def open_data_sets(folders: Sequence[Path], limit: int | None) -> list[DataSet]:
-    """The test parts, at most ``limit`` photographs of each. Raises DatasetError, ValueError for an empty mask."""
+def open_data_sets(folders: Sequence[Path], limit: int | None, angle: Any = None) -> list[DataSet]:
+    """The test parts, at most ``limit`` photographs of each. Raises DatasetError, ValueError for an empty mask.
+
+    angle: of view, where a data set does not tell it.
+    """
     found = []
     for folder in folders:
-        entries = datalist(folder, "test")
+        entries = datalist(folder, "test", angle=angle)
         check_labels(entries)
         chosen = select(entries, limit or len(entries))
         found.append(DataSet(folder, find_samples(folder).name, chosen, len(entries), digest(folder)[:16]))
@@ -110,9 +113,10 @@ def configuration(run: Path) -> dict[str, Any]:
 
 def part_of(folders: Sequence[Path], part: str, run: Path) -> list[dict[str, str]]:
     """One part of the data of a training, held out as it was there."""
-    fraction = configuration(run).get("validation_fraction", VALIDATION_FRACTION)
+    settings = configuration(run)
+    fraction, angle = settings.get("validation_fraction", VALIDATION_FRACTION), settings.get("angle")
     # One folder alone as such: several get their names in front, and so another order in which subjects are drawn.
-    return datalist(folders[0] if len(folders) == 1 else folders, part, validation_fraction=fraction)
+    return datalist(folders[0] if len(folders) == 1 else folders, part, validation_fraction=fraction, angle=angle)
 
 
 def training_facts(source: Source, folders: Sequence[Path]) -> dict[str, Any]:

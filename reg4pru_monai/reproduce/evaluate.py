@@ -91,11 +91,19 @@ def _evaluated(run: Run, epoch: int, part: str) -> list[dict[str, Any]]:
     if settings["policy"] == "dense":  # its selectors were never trained, so they have no mask of training
         left_out = {"noisy", "soft"} if part == "final" else {"pruned"}
         variants = {name: variant for name, variant in variants.items() if name not in left_out}
-    data = entries(dataset(settings["dataset_dir"], settings["output_dir"], settings["phantoms"]), "test")
+    data = entries(
+        dataset(settings["dataset_dir"], settings["output_dir"], settings["phantoms"]),
+        "test",
+        angle=settings.get("angle"),
+    )
     found = evaluate_variants(pipeline, variants, data, f"{run.folder.name}, epoch {epoch}, {part}")
     for name, values in found.items():
         chosen = part == "final" and name in ("soft", "pruned")
-        values |= selection(variants[name], data, settings) if chosen else {"kept": None, "vessels_kept": None}
+        values |= (
+            selection(variants[name], data, {**settings, "by_angle": pipeline.by_angle})
+            if chosen
+            else {"kept": None, "vessels_kept": None}
+        )
     about = {"decoder": run.decoder, "arm": run.arm, "seed": run.seed, "epoch": epoch}
     return [{**about, "keep_rate": settings["keep_rate"], "variant": name, **found[name]} for name in found]
 
@@ -152,7 +160,7 @@ def selection(
     network: Segmenter, data: Sequence[Mapping[str, str]], settings: Mapping[str, Any]
 ) -> dict[str, float | None]:
     """Share of the tokens that the last stage leaves, and of those that show a vessel: means over whole images."""
-    later = {key: settings[key] for key in ("rim", "by_angle", "angle") if key in settings}
+    later = {key: settings[key] for key in ("rim", "by_angle") if key in settings}
     prepare = preprocessing(settings["diameter"], normalization=settings["normalization"], **later)
     device = next(network.parameters()).device
     shares = [_left(network, prepare(dict(entry)), device) for entry in data]
