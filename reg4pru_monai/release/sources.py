@@ -19,6 +19,7 @@ from .bundle_files import FACTS, read_facts
 VALIDATION_FRACTION = 0.2  # of train.yaml
 # Paths, or said elsewhere.
 _NO_FACTS = {*NOT_RESULTS, "dataset_dir", "data", "phantoms", "backbone", "start_from", "seed"}
+_NO_FACTS |= {"scaled_by_angle", "told_angle"}  # by_angle and angle once more, as they were understood
 _SHOWN = ("git.revision", "git.dirty", "hardware", "platform", "python")
 
 
