@@ -4,11 +4,17 @@ python docs/measure/robustness.py DATA [DATA ...] --checkpoints FILE [FILE ...] 
 """
 
 import argparse
+from collections.abc import Mapping
 
 from reg4pru_monai.bundle import entries
 from reg4pru_monai.inference import load_pipeline
 from reg4pru_monai.release.measuring import robustness
 from reg4pru_monai.release.sources import select
+
+
+def change(row: Mapping[str, Mapping[str, float]]) -> str:
+    """AP of a row of ``robustness``, before and after."""
+    return f"{row['clean']['ap']:.4f} → {row['degraded']['ap']:.4f}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -25,9 +31,10 @@ def main(arguments: list[str] | None = None) -> None:
     for data in dict.fromkeys(entry["dataset"] for entry in every):
         photographs = select([entry for entry in every if entry["dataset"] == data], chosen.limit)
         found = [robustness(pipeline, photographs)["rows"] for pipeline in pipelines.values()]
-        for name in found[0]:
-            scores = [(rows[name]["clean"]["ap"], rows[name]["degraded"]["ap"]) for rows in found]
-            print(f"| {data}, {name} |" + "".join(f" {clean:.4f} → {after:.4f} |" for clean, after in scores))
+        for name in dict.fromkeys(name for rows in found for name in rows):  # not all go by the angle of view
+            print(
+                f"| {data}, {name} |" + "".join(f" {change(rows[name]) if name in rows else '–'} |" for rows in found)
+            )
 
 
 if __name__ == "__main__":
