@@ -37,6 +37,7 @@ from .speed import measure_speed
 LARGEST_DIFFERENCE = 0.001  # of AP, between the weights as trained and in half precision
 ROBUSTNESS_PHOTOGRAPHS = 9  # of each data set: degradations multiply the work by nine
 FORMAT = 1
+STEPS = 2  # what kept steps hold: raise it when they hold something else, and those of before are made again
 _ENVIRONMENT = ("git.revision", "git.dirty", "python", "platform")
 
 
@@ -59,7 +60,7 @@ class Release:
         self.source, self.folders, self.work, self.device = source, list(data), work, device
         self.sets = open_data_sets(data, limit, configuration(source.run).get("angle"))
         self.trained_on = training_folders(source.run, data)
-        self.kept = Kept(work, {"checkpoint": sha256(source.checkpoint), "version": __version__}, say)
+        self.kept = Kept(work, {"checkpoint": sha256(source.checkpoint), "version": __version__, "steps": STEPS}, say)
 
     def facts(self) -> dict[str, Any]:
         """Everything the model card says, measured now or in an earlier call."""
