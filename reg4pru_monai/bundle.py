@@ -23,7 +23,7 @@ from .after_training import AfterTraining
 from .configuration import check_configuration, training_digests
 from .environment import SystemMetrics, frozen_packages, hardware
 from .evaluation import Evaluation, check_labels
-from .fundus.angle import check_use, checked_angle
+from .fundus.angle import angle_of_view as angle_of_view  # for the configurations
 from .fundus.datasets import datalist, digest, find_samples, split
 from .fundus.splits import PARTS
 from .inference import DIGEST, IDENTITY, trained
@@ -161,13 +161,6 @@ def entries(
     data = datalist(dataset_dir, part, validation_fraction=validation_fraction, angle=angle)
     check_labels(data)
     return data
-
-
-def angle_of_view(angle: Any, by_angle: bool) -> float | None:
-    """The angle that a user gives, in degrees. Raises ValueError where it is none, or has no effect."""
-    found = checked_angle(angle)
-    check_use(found, by_angle)
-    return found
 
 
 def repeated(data: list[dict[str, str]], times: int) -> list[dict[str, str]]:

@@ -134,6 +134,7 @@ class Pipeline:
         """
         pixels = photograph if isinstance(photograph, np.ndarray) else read_image(photograph)
         steps = Compose(self.preprocessing.transforms[1:])  # all but the reading
+        # Checked here, too: MONAI makes a RuntimeError of what a step of it says.
         item = steps({"image": _planes(pixels), "angle": checked_angle(angle)})
         return {key: item[key] for key in ("image", "fov")}
 

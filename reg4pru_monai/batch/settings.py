@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import __version__
 from ..files import replacing
-from ..fundus.angle import check_use, checked_angle
+from ..fundus.angle import angle_of_view
 from ..fundus.remote import UrlError, checked, is_url
 from ..inference import Pipeline
 from .dicom import INSTALL, check_identifiers
@@ -68,8 +68,8 @@ class Settings:
                 "some 0.005"
             )
         try:
-            object.__setattr__(self, "angle", checked_angle(self.angle))
-            check_use(self.angle, bool(self.preprocessing.get("by_angle")))
+            by_angle = bool(self.preprocessing.get("by_angle"))
+            object.__setattr__(self, "angle", angle_of_view(self.angle, by_angle))
         except ValueError as error:
             raise SettingsError(str(error)) from None
         if self.max_pixels < 1:

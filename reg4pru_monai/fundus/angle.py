@@ -25,13 +25,15 @@ def checked_angle(value: Any) -> float | None:
     return angle
 
 
-def check_use(angle: float | None, by_angle: bool) -> None:
-    """Raise ValueError where somebody tells an angle to weights that have no use for it."""
+def angle_of_view(value: Any, by_angle: bool) -> float | None:
+    """What a user tells weights, as ``checked_angle``. Raises ValueError too where these have no use for an angle."""
+    angle = checked_angle(value)
     if angle is not None and not by_angle:
         raise ValueError(
             f"an angle of view ({angle:g}) has no effect: these weights see all photographs at one diameter (by_angle "
             "false); leave it out, or use weights that were trained by angle"
         )
+    return angle
 
 
 def diameter_for(angle: float | None, diameter: float) -> float:

@@ -25,7 +25,7 @@ def inspect(
 
     Exit status: 0 done; 1 could not.
     """
-    from ..fundus.angle import check_use
+    from ..fundus.angle import angle_of_view
     from ..inference import CHECKPOINT, load_pipeline
     from ..weights import CheckpointError
     from .photograph import inspect_photograph
@@ -33,7 +33,7 @@ def inspect(
     folder = output or Path("inspection") / photograph.stem
     with readable(CheckpointError, ValueError, OSError):
         pipeline = load_pipeline(checkpoint or CHECKPOINT, keep_rate=keep_rate)
-        check_use(angle, pipeline.by_angle)
-        written = inspect_photograph(pipeline, photograph, folder, angle=angle)
+        told = angle_of_view(angle, pipeline.by_angle)
+        written = inspect_photograph(pipeline, photograph, folder, angle=told)
     for path in written:
         typer.echo(f"written: {path}")
