@@ -24,7 +24,7 @@ from .configuration import check_configuration, training_digests
 from .environment import SystemMetrics, frozen_packages, hardware
 from .evaluation import Evaluation, check_labels
 from .fundus.angle import angle_of_view as angle_of_view  # for the configurations
-from .fundus.datasets import datalist, digest, find_samples, split
+from .fundus.datasets import datalist, digest, find_samples, has_validation, split
 from .fundus.splits import PARTS
 from .inference import DIGEST, IDENTITY, trained
 from .networks import Network, UNetSegmenter, build_network
@@ -161,6 +161,15 @@ def entries(
     data = datalist(dataset_dir, part, validation_fraction=validation_fraction, angle=angle)
     check_labels(data)
     return data
+
+
+def validation_entries(
+    dataset_dir: Any, validation_fraction: float = 0.2, angle: float | None = None
+) -> list[dict[str, str]]:
+    """As :func:`entries`, of the validation part; empty where nothing is held out."""
+    if not has_validation(find_samples(dataset_dir), validation_fraction):
+        return []
+    return entries(dataset_dir, "validation", validation_fraction, angle)
 
 
 def repeated(data: list[dict[str, str]], times: int) -> list[dict[str, str]]:
@@ -398,6 +407,8 @@ def run_datasets(data: Any, validation_fraction: float, parts: Sequence[str] = P
     """What a run reads, for MLflow: name, digest, folder and size of each part of each data set."""
     dataset, found = find_samples(data), []
     for part in parts:
+        if part == "validation" and not has_validation(dataset, validation_fraction):
+            continue
         samples = split(dataset, part, validation_fraction)
         for name in dict.fromkeys(sample.dataset for sample in samples):
             own = [sample for sample in samples if sample.dataset == name]

@@ -200,9 +200,9 @@ class TrainingState:
     """A MONAI handler that keeps everything a training needs to go on; attach it behind the ValidationHandler.
 
     Written after every epoch into ``directory``: ``last.pt``, the complete state, and ``best.pt``, the average weights
-    with the highest validation AP so far; after the epochs ``keep_epochs`` also ``epoch_0008.pt``, the average weights.
+    with the highest validation AP so far, without a validator those after the last epoch; after the epochs ``keep_epochs`` also ``epoch_0008.pt``, the average weights.
 
-    validator: the evaluator of the average weights, with "ap" as its key metric. val_interval: epochs between
+    validator: the evaluator of the average weights, with "ap" as its key metric; None: nothing validates. val_interval: epochs between
     validations; the last epoch is always validated. configuration: plain values that a resumed training must share.
     write: False on all processes but one.
     """
@@ -210,7 +210,7 @@ class TrainingState:
     def __init__(
         self,
         directory: str | Path,
-        validator: Evaluator,
+        validator: Evaluator | None,
         val_interval: int,
         configuration: Mapping[str, Any],
         write: bool = True,
@@ -237,7 +237,7 @@ class TrainingState:
 
     @property
     def best(self) -> Path:
-        """The average weights with the best validation AP."""
+        """The average weights with the best validation AP; the last ones where nothing validates."""
         return self.directory / "best.pt"
 
     def attach(self, engine: VesselTrainer) -> None:
@@ -252,21 +252,29 @@ class TrainingState:
         state = self.trainer.state
         self.metrics = {f"train/{name}": total / state.epoch_length for name, total in self._sums.items()}
         self.metrics["train/learning_rate"] = self.trainer.optimizer.param_groups[0]["lr"]
+        if self.validator is not None:
+            self._validate(self.validator)
+        elif state.epoch == state.max_epochs and self.write:
+            save_checkpoint(self.best, self._averaged())
+        if self.write and state.epoch in self.keep_epochs:
+            save_checkpoint(kept_checkpoint(self.directory, state.epoch), self._averaged(epoch=state.epoch))
+        if self.write:
+            save_checkpoint(self.last, self._complete())
+
+    def _validate(self, validator: Evaluator) -> None:
+        """Take the validation of this epoch, where there is one, and keep the weights if they are the best."""
+        state = self.trainer.state
         validated = state.epoch % self.val_interval == 0
         if state.epoch == state.max_epochs and not validated:
-            self.validator.run(global_epoch=state.epoch)
+            validator.run(global_epoch=state.epoch)
             validated = True
         if validated:
-            found = {name: float(value) for name, value in self.validator.state.metrics.items()}
+            found = {name: float(value) for name, value in validator.state.metrics.items()}
             self.metrics |= {f"validation/{name}": value for name, value in found.items()}
             self._save_if_best(found["ap"])
             scores = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
             loss = self.metrics["train/loss"]
             logger.info("epoch %d of %d: loss %.3f, validation %s", state.epoch, state.max_epochs, loss, scores)
-        if self.write and state.epoch in self.keep_epochs:
-            save_checkpoint(kept_checkpoint(self.directory, state.epoch), self._averaged(epoch=state.epoch))
-        if self.write:
-            save_checkpoint(self.last, self._complete())
 
     def _averaged(self, **chosen: int) -> dict[str, Any]:
         """The average weights. chosen: by what other than their AP, which tells them from the best."""

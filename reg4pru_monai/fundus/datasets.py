@@ -99,6 +99,11 @@ def split(dataset: Dataset, part: str, validation_fraction: float = 0.2, seed: i
     return tuple(chosen)
 
 
+def has_validation(dataset: Dataset, validation_fraction: float) -> bool:
+    """Whether anything is held out to validate: a share of the training subjects, or a part that the data set states."""
+    return validation_fraction != 0 or any(sample.part == "validation" for sample in dataset.samples)
+
+
 def check_complete(dataset: Dataset, samples: Iterable[Sample]) -> None:
     """Raise DatasetError if one of the samples has no mask, or images of the data set would be left out unnoticed."""
     missing = [dataset.missing[s.image] for s in samples if s.label is None]
