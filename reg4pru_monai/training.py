@@ -200,10 +200,12 @@ class TrainingState:
     """A MONAI handler that keeps everything a training needs to go on; attach it behind the ValidationHandler.
 
     Written after every epoch into ``directory``: ``last.pt``, the complete state, and ``best.pt``, the average weights
-    with the highest validation AP so far, without a validator those after the last epoch; after the epochs ``keep_epochs`` also ``epoch_0008.pt``, the average weights.
+    with the highest validation AP so far, or without a validator those after the last epoch; after the epochs
+    ``keep_epochs`` also ``epoch_0008.pt``, the average weights.
 
-    validator: the evaluator of the average weights, with "ap" as its key metric; None: nothing validates. val_interval: epochs between
-    validations; the last epoch is always validated. configuration: plain values that a resumed training must share.
+    validator: the evaluator of the average weights, with "ap" as its key metric; None: nothing validates.
+    val_interval: epochs between validations; the last epoch is always validated. configuration: plain values that a
+    resumed training must share.
     write: False on all processes but one.
     """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from reg4pru_monai.fundus.datasets import LAYOUTS, DatasetError, datalist, digest, find_samples, split
+from reg4pru_monai.fundus.datasets import LAYOUTS, DatasetError, datalist, digest, find_samples, has_validation, split
 
 LETTERS = "ADGN"
 CHASE = [f"Image_{i:02d}{eye}" for i in range(1, 15) for eye in "LR"]
@@ -428,6 +428,16 @@ def test_unknown_part_and_bad_fraction(tmp_path) -> None:
         datalist(tmp_path, "tset")
     with pytest.raises(DatasetError, match=r"validation_fraction must be in \[0, 1\), got 1"):
         datalist(tmp_path, "train", validation_fraction=1)
+
+
+def test_nothing_validates_with_fraction_0_unless_the_data_set_says_so(tmp_path) -> None:
+    dataset = find_samples(plain(tmp_path, *(f"eye{i:02d}" for i in range(12))))
+    assert has_validation(dataset, 0.2)
+    assert not has_validation(dataset, 0)
+    stated = {part: [s.name for s in dataset.samples[i::3]] for i, part in enumerate(("train", "validation", "test"))}
+    (tmp_path / "splits.json").write_text(json.dumps(stated))
+    assert has_validation(find_samples(tmp_path), 0)
+    assert len(datalist(tmp_path, "validation", validation_fraction=0)) == 4
 
 
 def test_all_parts_at_once(tmp_path) -> None:

@@ -30,6 +30,7 @@ from reg4pru_monai.release.photographs import quality_against_dice
 from reg4pru_monai.release.pictures import FAILURE_BYTES, save_contact_sheet, save_failure, worst
 from reg4pru_monai.release.run import ReleaseError, check_half_precision, rounded
 from reg4pru_monai.release.sources import (
+    inherited_threshold,
     locate,
     open_data_sets,
     select,
@@ -170,6 +171,36 @@ def test_the_card_tells_of_the_training_that_weights_were_started_from(
     assert f"weights of epoch {found['best_epoch']} (best validation AP); validation AP " in model_card(facts, {})
     last = training_facts(locate(tuned / "checkpoints" / "last.pt"), [data])
     assert "| epochs | 2, weights of epoch 2 |" in model_card({**facts, "training": last}, {})
+
+
+def test_a_training_that_held_nothing_out_takes_the_threshold_of_the_weights_before(
+    released: tuple[Path, Path, list[str]], training: Path, data: Path, tmp_path: Path
+) -> None:
+    """The training that follows is over nothing but its configuration: what it ran is that of the fixture."""
+    every = shutil.copytree(training, tmp_path / "all")
+    path = every / "configuration.yaml"
+    settings = {**yaml.safe_load(path.read_text()), "validation_fraction": 0}
+    before, bundle = (shutil.copytree(released[0], tmp_path / name) for name in ("before", "bundle"))
+    facts = read_facts(before)
+    facts["threshold"]["value"] = 0.37  # another than this training would choose
+    (before / FACTS).write_text(json.dumps(facts))
+    for started in (None, str(training / "checkpoints" / "best.pt")):
+        path.write_text(yaml.safe_dump({**settings, "start_from": started}))
+        with pytest.raises(ConfigurationError, match=r"held nothing out .* did not start from released weights"):
+            run.release(every, [data], bundle, "cpu", tmp_path / "refused", say=lambda _: None)
+    path.write_text(yaml.safe_dump({**settings, "start_from": str(before / WEIGHTS)}))
+    found = run.release(every, [data], bundle, "cpu", tmp_path / "work", limit=1, say=lambda _: None)
+    assert found["threshold"] == {**facts["threshold"], "inherited": True}
+    assert load_pipeline(bundle / WEIGHTS, "cpu").threshold == 0.37
+    assert found["training"]["parts"] == {"train": {"images": 4, "subjects": 4}}
+    card = " ".join((bundle / CARD).read_text().split())
+    assert (
+        "1 of the training photographs, of 1 people, were held out until recipe and threshold had been chosen" in card
+    )
+    assert "The threshold 0.37 is that of the weights before" in card
+    (before / WEIGHTS).write_bytes((bundle / WEIGHTS).read_bytes())  # now the facts are of others
+    with pytest.raises(ConfigurationError, match="did not start from released weights"):
+        inherited_threshold(every)
 
 
 def test_an_interrupted_release_goes_on(

@@ -19,7 +19,7 @@ from torch import nn
 
 from networks import small_network
 from reg4pru_monai.augmentation import augmentation
-from reg4pru_monai.bundle import readable_errors
+from reg4pru_monai.bundle import readable_errors, run_datasets
 from reg4pru_monai.fundus.datasets import datalist
 from reg4pru_monai.losses import TrainingStep
 from reg4pru_monai.runtime import root_cause, select_device
@@ -405,6 +405,31 @@ def test_a_resumed_training_takes_the_learning_rate_given_now(phantom_set: Path,
     assert [group["lr"] for group in engine.optimizer.param_groups] == pytest.approx([4e-4 * 0.5**0.9] * 2)
     assert sorted(group["weight_decay"] for group in engine.optimizer.param_groups) == [0.0, 0.01]
     assert (engine.state.epoch, engine.state.iteration) == (1, 1)
+
+
+def test_where_nothing_is_held_out_the_last_average_is_kept(phantom_set: Path, tmp_path: Path) -> None:
+    """Cut off after an epoch and gone on with, as a long training is."""
+    given = {"dataset_dir": str(phantom_set), "output_dir": str(tmp_path / "out"), "max_epochs": 3, "val_interval": 1}
+    given |= {"validation_fraction": 0, "inspect_images": 1}
+    first = begun(**given)
+    engine = first.parser.get_parsed_content("train#trainer")
+    engine.add_event_handler(Events.EPOCH_STARTED(once=2), engine.terminate)
+    state = first.parser.get_parsed_content("state")
+    subjects = {entry["subject"] for part in ("train", "validation") for entry in datalist(phantom_set, part)}
+    assert {entry["subject"] for entry in first.parser.get_parsed_content("train_entries")} == subjects
+    with undisturbed():
+        engine.run()
+    assert state.last.is_file()
+    assert not state.best.exists()
+    run("train", **given, resume=True)
+    best, last = load_checkpoint(state.best), load_checkpoint(state.last)
+    assert_same(best["network"], last["ema"])
+    assert best["epoch"] == 3
+    assert "validation_ap" not in best
+    records = read_journal(tmp_path / "out")
+    assert any("test/pruned/ap" in record["metrics"] for record in records if record["kind"] == "metrics")
+    assert "validation/" not in (tmp_path / "out" / "journal.jsonl").read_text()
+    assert {each["context"] for each in run_datasets(str(phantom_set), 0)} == {"train", "test"}
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint_to_resume_from(phantom_set: Path, tmp_path: Path) -> None:

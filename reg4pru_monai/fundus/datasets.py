@@ -100,7 +100,7 @@ def split(dataset: Dataset, part: str, validation_fraction: float = 0.2, seed: i
 
 
 def has_validation(dataset: Dataset, validation_fraction: float) -> bool:
-    """Whether anything is held out to validate: a share of the training subjects, or a part that the data set states."""
+    """Whether anything validates: a share of the training subjects, or a part that the data set states."""
     return validation_fraction != 0 or any(sample.part == "validation" for sample in dataset.samples)
 
 

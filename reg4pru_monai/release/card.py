@@ -123,14 +123,24 @@ def _data(facts: Facts) -> str:
     return "\n\n".join(
         [
             "## Data",
-            "Split by people: no one has photographs in two parts. Validation chose the weights and the threshold; the "
-            f"test part chose nothing.{tried}",
+            f"Split by people: no one has photographs in two parts. {_chose(facts)} The test part chose nothing."
+            f"{tried}",
             tables.data(facts),
             "\n".join(sources),
             "The photographs are not part of the bundle. The pictures below show test photographs, changed: reduced, "
             "and drawn over with the segmentation. Licences of all data sets that can be read: "
             "[data_license.txt](data_license.txt).",
         ]
+    )
+
+
+def _chose(facts: Facts) -> str:
+    threshold = facts["threshold"]
+    if not threshold.get("inherited"):
+        return "Validation chose the weights and the threshold."
+    return (
+        f"{threshold['images']} of the training photographs, of {threshold['subjects']} people, were held out until "
+        "recipe and threshold had been chosen on them; the last training used them too, and its last weights ship."
     )
 
 
@@ -198,14 +208,26 @@ def _metrics(facts: Facts) -> str:
         "[docs/metrics.md](../../../docs/metrics.md).",
         f"Not trained on: {', '.join(unseen)}." if unseen else "",
         tables.accuracy(facts),
-        f"The threshold {threshold['value']:g} has the highest Dice on the {threshold['images']} validation "
-        f"photographs: {number(threshold['dice'])}, and {number(threshold['dice_at_half'])} at 0.5.",
+        _threshold(threshold),
         f"Means over the photographs of each group, pruned:\n\n{grouped}" if grouped else "",
         f"The weights as trained and as shipped, in half precision:\n\n{tables.half_precision(facts)}",
         "Test-time flips (`--flips`) average four flips of every window. Pruned; time of the network:\n\n"
         + tables.flips(facts),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _threshold(threshold: Facts) -> str:
+    value, (best, half) = f"{threshold['value']:g}", (number(threshold[key]) for key in ("dice", "dice_at_half"))
+    if threshold.get("inherited"):
+        return (
+            f"The threshold {value} is that of the weights before: it gave them the highest Dice on the "
+            f"{threshold['images']} photographs that they had not seen, {best}, and {half} at 0.5."
+        )
+    return (
+        f"The threshold {value} has the highest Dice on the {threshold['images']} validation photographs: {best}, and "
+        f"{half} at 0.5."
+    )
 
 
 def _calibration(facts: Facts) -> str:

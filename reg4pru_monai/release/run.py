@@ -25,6 +25,7 @@ from .sources import (
     DataSet,
     Source,
     configuration,
+    inherited_threshold,
     locate,
     open_data_sets,
     part_of,
@@ -86,7 +87,10 @@ class Release:
         }
 
     def _threshold(self) -> dict[str, Any]:
+        """Chosen on what the training held out, or that of the weights it started from. Raises ConfigurationError."""
         entries = part_of(self.trained_on, "validation", self.source.run)
+        if not entries:
+            return self.kept.step("threshold", partial(inherited_threshold, self.source.run))
 
         def make() -> dict[str, Any]:
             path = self.work / "model.pt"

@@ -9,7 +9,7 @@ import yaml
 
 from ..configuration import NOT_RESULTS
 from ..evaluation import check_labels
-from ..fundus.datasets import DatasetError, datalist, digest, find_samples, folders_of
+from ..fundus.datasets import DatasetError, datalist, digest, find_samples, folders_of, has_validation
 from ..released import sha256
 from ..runtime import ConfigurationError
 from ..tracking_store import JOURNAL_NAME, read_journal
@@ -29,20 +29,24 @@ class Source(NamedTuple):
     checkpoint: Path
     run: Path
 
+    @classmethod
+    def of(cls, checkpoint: str | Path) -> "Source":
+        """By where a checkpoint lies: in the output folder of a training, or in a bundle."""
+        return cls(Path(checkpoint), Path(checkpoint).absolute().parents[1])
+
 
 def locate(given: Path) -> Source:
     """The checkpoint that is meant by a run folder, or by a file in its checkpoints/. Raises ConfigurationError.
 
     A checkpoint alone does not do: it does not say on what it was trained, and which part was held out.
     """
-    checkpoint = given / "checkpoints" / "best.pt" if given.is_dir() else given
-    run = checkpoint.absolute().parents[1]
-    for path in (checkpoint, run / "configuration.yaml"):
+    source = Source.of(given / "checkpoints" / "best.pt" if given.is_dir() else given)
+    for path in (source.checkpoint, source.run / "configuration.yaml"):
         if not path.is_file():
             raise ConfigurationError(
                 f"{path} does not exist; give the --output_dir of a finished training, or one of its checkpoints"
             )
-    return Source(checkpoint, run)
+    return source
 
 
 @dataclass(frozen=True)
@@ -113,11 +117,31 @@ def configuration(run: Path) -> dict[str, Any]:
 
 
 def part_of(folders: Sequence[Path], part: str, run: Path) -> list[dict[str, str]]:
-    """One part of the data of a training, held out as it was there."""
+    """One part of the data of a training, held out as it was there; empty where nothing was."""
     settings = configuration(run)
     fraction, angle = settings.get("validation_fraction", VALIDATION_FRACTION), settings.get("angle")
     # One folder alone as such: several get their names in front, and so another order in which subjects are drawn.
-    return datalist(folders[0] if len(folders) == 1 else folders, part, validation_fraction=fraction, angle=angle)
+    data = folders[0] if len(folders) == 1 else list(folders)
+    if part == "validation" and not has_validation(find_samples(data), fraction):
+        return []
+    return datalist(data, part, validation_fraction=fraction, angle=angle)
+
+
+def inherited_threshold(run: Path) -> dict[str, Any]:
+    """For a training that held nothing out: what a release found for the weights it started from.
+
+    As ``choose_threshold``, and ``inherited``: True. Raises ConfigurationError where it started from none that are
+    released.
+    """
+    started = configuration(run).get("start_from")
+    told = _released(Source.of(started)) if started else None
+    if told is None:
+        raise ConfigurationError(
+            f"{run}: this training held nothing out to choose a threshold on (validation_fraction 0), and did not "
+            "start from released weights, whose threshold could be taken; train with "
+            "--start_from BUNDLE/models/model.pt, or with a validation_fraction"
+        )
+    return {**told["threshold"], "inherited": True}
 
 
 def training_facts(source: Source, folders: Sequence[Path]) -> dict[str, Any]:
@@ -132,6 +156,8 @@ def training_facts(source: Source, folders: Sequence[Path]) -> dict[str, Any]:
     parts = {}
     for part in ("train", "validation"):
         entries = part_of(folders, part, source.run)
+        if not entries:
+            continue
         parts[part] = {"images": len(entries), "subjects": len({entry["subject"] for entry in entries})}
     return {
         "data_sets": [find_samples(folder).name for folder in folders],
@@ -165,14 +191,21 @@ def _before(checkpoint: str | None) -> dict[str, Any] | None:
     """The training that a checkpoint came from; of the weights of a bundle, what its facts say of it."""
     if checkpoint is None:
         return None
-    source = Source(Path(checkpoint), Path(checkpoint).absolute().parents[1])
+    source = Source.of(checkpoint)
     state = load_checkpoint(source.checkpoint)
-    facts = source.run / FACTS
-    if facts.is_file() and (told := read_facts(source.run))["weights"]["sha256"] == sha256(source.checkpoint):
+    if told := _released(source):
         own = {key: told["training"][key] for key in (*EFFORT, "before")}
     else:
         own = {**_effort(source, state, _records(source.run)), "before": None}
     return {"policy": state["configuration"]["policy"], **own}
+
+
+def _released(source: Source) -> dict[str, Any] | None:
+    """What a release found for the weights of a bundle; None for others, and where the bundle's facts are of others."""
+    if not (source.run / FACTS).is_file():
+        return None
+    told = read_facts(source.run)
+    return told if told["weights"]["sha256"] == sha256(source.checkpoint) else None
 
 
 def _records(run: Path) -> list[dict[str, Any]]:
