@@ -205,8 +205,7 @@ class TrainingState:
 
     validator: the evaluator of the average weights, with "ap" as its key metric; None: nothing validates.
     val_interval: epochs between validations; the last epoch is always validated. configuration: plain values that a
-    resumed training must share.
-    write: False on all processes but one.
+    resumed training must share. write: False on all processes but one.
     """
 
     def __init__(

@@ -176,7 +176,7 @@ def test_the_card_tells_of_the_training_that_weights_were_started_from(
 def test_a_training_that_held_nothing_out_takes_the_threshold_of_the_weights_before(
     released: tuple[Path, Path, list[str]], training: Path, data: Path, tmp_path: Path
 ) -> None:
-    """The training that follows is over nothing but its configuration: what it ran is that of the fixture."""
+    """That nothing was held out is all in the configuration: checkpoint and journal are those of the fixture."""
     every = shutil.copytree(training, tmp_path / "all")
     path = every / "configuration.yaml"
     settings = {**yaml.safe_load(path.read_text()), "validation_fraction": 0}

@@ -89,7 +89,7 @@ class Release:
     def _threshold(self) -> dict[str, Any]:
         """Chosen on what the training held out, or that of the weights it started from. Raises ConfigurationError."""
         entries = part_of(self.trained_on, "validation", self.source.run)
-        if not entries:
+        if not entries:  # kept as well: this release can overwrite the weights that the training started from
             return self.kept.step("threshold", partial(inherited_threshold, self.source.run))
 
         def make() -> dict[str, Any]:
