@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from reg4pru_monai.cli import app
 from reg4pru_monai.fundus.datasets import datalist
-from reg4pru_monai.fundus.io import read_image
+from reg4pru_monai.fundus.fov import detect_fov
+from reg4pru_monai.fundus.io import read_image, read_mask
 from reg4pru_monai.fundus.phantom import make_phantom
 from reg4pru_monai.histograms import score_histogram
 from reg4pru_monai.inference import load_pipeline
@@ -385,6 +386,24 @@ def test_the_threshold_is_the_best_of_the_grid(released: tuple[Path, Path, list[
     assert found["value"] in measuring.GRID
     assert found["dice"] >= found["dice_at_half"]
     assert found["images"] == 1
+
+
+def test_photographs_of_many_and_of_few_pixels_choose_the_threshold_alike(
+    released: tuple[Path, Path, list[str]], data: Path, tmp_path: Path
+) -> None:
+    pipeline, entries = load_pipeline(released[0] / WEIGHTS, "cpu"), datalist(data, "all")[:2]
+    for key in ("image", "label"):
+        with Image.open(entries[1][key]) as picture:
+            entries[1][key] = str(tmp_path / f"{key}.png")
+            picture.resize((5 * picture.width, 5 * picture.height), Image.Resampling.NEAREST).save(entries[1][key])
+    found = measuring.choose_threshold(pipeline, entries)
+    dice, counts = [], []
+    for entry in entries:
+        mask = pipeline(entry["image"]).mask(found["value"])
+        counts.append(compute_confusion(mask, read_mask(entry["label"]), detect_fov(read_image(entry["image"])).mask))
+        dice.append(compute_dice(counts[-1]))
+    assert found["dice"] == pytest.approx(np.mean(dice), abs=2e-3)
+    assert abs(compute_dice(np.sum(counts, axis=0)) - np.mean(dice)) > 5e-3, "pooled pixels would tell the same"
 
 
 @pytest.mark.parametrize("each", degradations.DEGRADATIONS, ids=lambda each: each.name)

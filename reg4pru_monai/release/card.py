@@ -225,8 +225,8 @@ def _threshold(threshold: Facts) -> str:
             f"{threshold['images']} photographs that they had not seen, {best}, and {half} at 0.5."
         )
     return (
-        f"The threshold {value} has the highest Dice on the {threshold['images']} validation photographs: {best}, and "
-        f"{half} at 0.5."
+        f"The threshold {value} has the highest mean Dice of the {threshold['images']} validation photographs: {best}, "
+        f"and {half} at 0.5."
     )
 
 

@@ -98,7 +98,8 @@ class Release:
             return choose_threshold(load_pipeline(path, self.device), entries)
 
         data = [digest(folder)[:16] for folder in self.trained_on]
-        return self.kept.step("threshold", make, data=data, photographs=[entry["name"] for entry in entries])
+        names = [entry["name"] for entry in entries]
+        return self.kept.step("threshold", make, data=data, photographs=names, by="mean Dice of the photographs")
 
     def _about(self, test: DataSet, pipeline: Pipeline, entries: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         """What the result of a step on photographs depends on beside the checkpoint."""
