@@ -202,6 +202,9 @@ def test_a_training_that_held_nothing_out_takes_the_threshold_of_the_weights_bef
     (before / WEIGHTS).write_bytes((bundle / WEIGHTS).read_bytes())  # now the facts are of others
     with pytest.raises(ConfigurationError, match="did not start from released weights"):
         inherited_threshold(every)
+    again = run.release(every, [data], bundle, "cpu", tmp_path / "work", limit=1, say=lambda _: None)
+    assert (again["threshold"], again["training"]) == (found["threshold"], found["training"])
+    assert found["training"]["before"]["before"] == facts["training"]["before"]
 
 
 def test_an_interrupted_release_goes_on(

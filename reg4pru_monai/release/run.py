@@ -76,7 +76,7 @@ class Release:
             "model": _model(shipped, model),
             "weights": {"file": WEIGHTS, "bytes": model.stat().st_size, "sha256": sha256(model)},
             "threshold": threshold,
-            "training": training_facts(self.source, self.trained_on),
+            "training": self._training(),
             "training_photographs": self._training_photographs(),
             "results": results,
             "robustness": {each.name: self._robustness(shipped, each) for each in self.sets},
@@ -85,6 +85,11 @@ class Release:
             "failures": [{"data_set": key[0], "photograph": key[1], "dice": dice[key]} for key in worst(dice)],
             "measured_with": _environment(),
         }
+
+    def _training(self) -> dict[str, Any]:
+        """Of the training. Kept: weights that it started from tell of theirs only until a release overwrites them."""
+        data = [digest(folder)[:16] for folder in self.trained_on]
+        return self.kept.step("training", partial(training_facts, self.source, self.trained_on), data=data)
 
     def _threshold(self) -> dict[str, Any]:
         """Chosen on what the training held out, or that of the weights it started from. Raises ConfigurationError."""
