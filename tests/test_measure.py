@@ -20,6 +20,7 @@ from reg4pru_monai.losses import segmentation_loss
 from reg4pru_monai.plots import save_picture
 from reg4pru_monai.policies import POLICIES, StageTrace
 from reg4pru_monai.release.degradations import DEGRADATIONS
+from reg4pru_monai.released import CHECKPOINT
 from reg4pru_monai.segmenter import Segmenter, build_segmenter
 from reg4pru_monai.tokens import Route
 
@@ -270,6 +271,29 @@ def test_robustness_prints_clean_and_degraded_of_each_checkpoint(
         assert degraded <= 1
     assert clean.pop("crop") != clean["blur"]  # of the pixels that are left
     assert len(set(clean.values())) == 1
+
+
+# --- resolutions.py ---
+
+
+def test_fewer_pixels_cost_the_weights_that_ship_accuracy_and_the_whole_photograph_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_phantoms(tmp_path / "phantoms", train=2, test=1, size=320)
+    script("resolutions").main([str(CHECKPOINT), str(data), "--angle", "30", "--pixels-per-degree", "9", "3"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| phantoms (1)")]
+    (fine, fine_whole), (coarse, coarse_whole) = ([float(cell) for cell in line.split("|")[3:5]] for line in lines)
+    assert 0.5 < coarse < fine < fine_whole + 0.02
+    assert coarse < coarse_whole - 0.05
+
+
+@pytest.mark.parametrize(("options", "problem"), [([], "tell it with --angle"), (["--angle", "30"], "ask for fewer")])
+def test_resolutions_that_no_photograph_has_are_refused(
+    phantom_set: Path, tmp_path: Path, options: list[str], problem: str
+) -> None:
+    checkpoint = str(write_checkpoint(tmp_path / "a.pt", 96))
+    with pytest.raises(SystemExit, match=problem):
+        script("resolutions").main([checkpoint, str(phantom_set), *options, "--pixels-per-degree", "1000"])
 
 
 # --- training_memory.py ---

@@ -1,0 +1,68 @@
+"""AP and Dice of photographs with fewer pixels, beside the same pixels of what was found in the whole photographs.
+
+python docs/measure/resolutions.py CHECKPOINT DATA [DATA ...] [--pixels-per-degree 18 12 8 6] [--part test] [--limit 9]
+    [--angle DEGREES]
+
+A photograph and its ground truth are reduced by averaging until a degree of the field of view has so many pixels: 22.8
+are what the network sees, a photograph of 565 pixels with 45 degrees has 12. *Whole*: the photograph is segmented as it
+is and the probability reduced.
+"""
+
+import argparse
+
+import numpy as np
+from PIL import Image
+
+from reg4pru_monai.bundle import entries
+from reg4pru_monai.fundus.fov import detect_fov
+from reg4pru_monai.fundus.io import read_image, read_mask
+from reg4pru_monai.inference import Pipeline, load_pipeline
+from reg4pru_monai.release.degradations import scaled, scaled_mask
+from reg4pru_monai.release.measuring import Entries, Score
+from reg4pru_monai.release.sources import select
+
+
+def reduced_scores(pipeline: Pipeline, photographs: Entries, densities: list[float]) -> dict[float, list[Score]]:
+    """Two scores to each number of pixels to a degree: of the reduced photographs, and of the whole ones."""
+    scores = {density: [Score(pipeline.threshold), Score(pipeline.threshold)] for density in densities}
+    for entry in photographs:
+        if not entry["angle"]:
+            raise SystemExit(f"{entry['name']}: its angle of view is not known; tell it with --angle")
+        pixels, truth = read_image(entry["image"]), read_mask(entry["label"])
+        fov = detect_fov(pixels)
+        whole = Image.fromarray(pipeline(pixels, entry["angle"]).probability)
+        for density, (from_reduced, from_whole) in scores.items():
+            factor = density * float(entry["angle"]) / fov.diameter
+            if factor >= 1:
+                raise SystemExit(f"{entry['name']} has less than {density:g} pixels to a degree; ask for fewer")
+            small = scaled(factor)(pixels, fov.diameter)
+            masks = [scaled_mask(factor)(mask) for mask in (truth, fov.mask)]
+            from_reduced.add(pipeline(small, entry["angle"]).probability, *masks)
+            found = whole.resize(small.shape[1::-1], Image.Resampling.BOX)
+            from_whole.add(np.asarray(found).clip(0, 1), *masks)
+    return scores
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Evaluate and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("data", nargs="+")
+    parser.add_argument("--pixels-per-degree", type=float, nargs="+", default=[18.0, 12.0, 8.0, 6.0])
+    parser.add_argument("--part", default="test", choices=["train", "validation", "test", "all"])
+    parser.add_argument("--limit", type=int, default=9, help="photographs of each data set")
+    parser.add_argument("--angle", type=float, help="degrees of view of photographs whose data set does not tell")
+    chosen = parser.parse_args(arguments)
+    pipeline = load_pipeline(chosen.checkpoint, device="cpu")
+    print("| photographs | pixels to a degree | AP | AP, whole | Dice | Dice, whole |\n|---|---|---|---|---|---|")
+    every = entries(chosen.data, chosen.part, angle=chosen.angle)  # together: the part of one alone is another
+    for data in dict.fromkeys(entry["dataset"] for entry in every):
+        photographs = select([entry for entry in every if entry["dataset"] == data], chosen.limit)
+        for density, pair in reduced_scores(pipeline, photographs, chosen.pixels_per_degree).items():
+            found, whole = (score.result() for score in pair)
+            cells = [f"{found['ap']:.4f}", f"{whole['ap']:.4f}", f"{found['dice']:.4f}", f"{whole['dice']:.4f}"]
+            print(f"| {data} ({len(photographs)}) | {density:g} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
