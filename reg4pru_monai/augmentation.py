@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.transforms import (
     Compose,
@@ -36,7 +37,8 @@ def augmentation(crop_size: int, kind: str = "cameras", soft_label: bool = False
     """A random crop inside the field of view of a preprocessed image, changed at random.
 
     plain: turned, flipped, scaled by a fifth, recoloured, blurred, noisy. cameras: also what other cameras differ in:
-    angle of view (0.65 to 1.5 times the scale), resolution, sharpening, colours down to none, JPEG compression.
+    angle of view (0.65 to 1.5 times the scale), resolution, sharpening, colours down to none, sensor noise, JPEG
+    compression.
     soft_label: interpolate the label, coverage in [0, 1], instead of taking the nearest value.
 
     Returns tensors (C, crop_size, crop_size) under the keys. The crop is taken larger and cut after turning, so that
@@ -83,6 +85,7 @@ def _cameras(image: str) -> list[Any]:
             image, sigma1_x=(0.5, 1.5), sigma1_y=(0.5, 1.5), sigma2_x=0.5, sigma2_y=0.5, alpha=(0.5, 3.0), prob=0.15
         ),
         RandSimulateLowResolutiond(image, prob=0.2, zoom_range=(0.4, 1.0), upsample_mode="bilinear"),
+        RandSensorNoised(image, prob=0.3),
     ]
 
 
@@ -119,6 +122,25 @@ class RandChannelMixd(_RandImaged):
         weights = torch.as_tensor(self.R.dirichlet(np.ones(len(image))), dtype=image.dtype)
         grey = torch.einsum("c,chw->hw", weights, image)
         return torch.lerp(image, grey.expand_as(image), float(self.R.uniform()))
+
+
+class RandSensorNoised(_RandImaged):
+    """Add white noise of a photograph's own pixels, which are enlarged up to three times.
+
+    Unlike white noise at canonical scale it is as coarse as thin vessels. The deviation, in those of the photograph's
+    brightness, is uniform in [0, 0.8], and at least 0.3 of that in each channel: normalisation amplifies the channel
+    that is darkest. Noise of 4 of 255 levels in photographs of 12 pixels to a degree becomes 0.12 (red), 0.2 (green)
+    and 0.46 (blue).
+    """
+
+    def changed(self, image: torch.Tensor) -> torch.Tensor:
+        """(C, H, W) float32 -> the same shape."""
+        channels, *size = image.shape
+        enlarged = self.R.uniform(1, 3)
+        deviation = self.R.uniform(0, 0.8) * self.R.uniform(0.3, 1, (channels, 1, 1))
+        noise = self.R.normal(0, deviation, (channels, *(max(1, round(side / enlarged)) for side in size)))
+        pixels = torch.as_tensor(noise, dtype=image.dtype)[None]
+        return image + F.interpolate(pixels, size, mode="bilinear", align_corners=False)[0]
 
 
 class RandJpegd(_RandImaged):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from reg4pru_monai.augmentation import AUGMENTATIONS, RandChannelMixd, RandJpegd, augmentation
+from reg4pru_monai.augmentation import AUGMENTATIONS, RandChannelMixd, RandJpegd, RandSensorNoised, augmentation
 
 
 def pattern(rows: int, columns: int) -> dict[str, torch.Tensor]:
@@ -79,7 +79,25 @@ def test_jpeg_changes_little_of_what_is_smooth_and_more_of_noise() -> None:
     assert errors[1] > 2 * errors[0]
 
 
+def test_sensor_noise_differs_by_channel_and_is_as_coarse_as_enlarged_pixels() -> None:
+    noisy = RandSensorNoised(prob=1.0).set_random_state(0)
+    deviations, neighbours = [], []
+    for _ in range(50):
+        noise = noisy({"image": torch.zeros(3, 90, 60)})["image"].as_tensor()
+        assert noise.dtype == torch.float32
+        assert noise.mean().abs() < 0.1
+        deviations.append(noise.std(dim=(1, 2)))
+        neighbours.append(float((noise[..., 1:] * noise[..., :-1]).mean() / noise.square().mean()))
+    every = torch.stack(deviations)
+    assert every.max() < 0.85
+    assert every.max() > 0.4
+    assert every.min() < 0.05
+    assert ((every.amax(1) / every.amin(1)).median()) > 1.2
+    assert min(neighbours) < 0.2  # white
+    assert max(neighbours) > 0.7  # enlarged
+
+
 def test_what_has_no_chance_changes_nothing() -> None:
     image = torch.randn(3, 16, 16)
-    for transform in (RandChannelMixd(prob=0.0), RandJpegd(prob=0.0)):
+    for transform in (RandChannelMixd(prob=0.0), RandJpegd(prob=0.0), RandSensorNoised(prob=0.0)):
         assert torch.equal(transform({"image": image})["image"], image)
