@@ -1,11 +1,11 @@
 """AP and Dice of photographs with fewer pixels, beside the same pixels of what was found in the whole photographs.
 
 python docs/measure/resolutions.py CHECKPOINT DATA [DATA ...] [--pixels-per-degree 18 12 8 6] [--part test] [--limit 9]
-    [--angle DEGREES]
+    [--noise LEVELS] [--angle DEGREES]
 
 A photograph and its ground truth are reduced by averaging until a degree of the field of view has so many pixels: 22.8
-are what the network sees, a photograph of 565 pixels with 45 degrees has 12. *Whole*: the photograph is segmented as it
-is and the probability reduced.
+are what the network sees, a photograph of 565 pixels with 45 degrees has 12. Noise of so many of 255 levels is added to
+the reduced pixels. *Whole*: the photograph is segmented as it is and the probability reduced.
 """
 
 import argparse
@@ -22,7 +22,9 @@ from reg4pru_monai.release.measuring import Entries, Score
 from reg4pru_monai.release.sources import select
 
 
-def reduced_scores(pipeline: Pipeline, photographs: Entries, densities: list[float]) -> dict[float, list[Score]]:
+def reduced_scores(
+    pipeline: Pipeline, photographs: Entries, densities: list[float], noise: float
+) -> dict[float, list[Score]]:
     """Two scores to each number of pixels to a degree: of the reduced photographs, and of the whole ones."""
     scores = {density: [Score(pipeline.threshold), Score(pipeline.threshold)] for density in densities}
     for entry in photographs:
@@ -36,6 +38,8 @@ def reduced_scores(pipeline: Pipeline, photographs: Entries, densities: list[flo
             if factor >= 1:
                 raise SystemExit(f"{entry['name']} has less than {density:g} pixels to a degree; ask for fewer")
             small = scaled(factor)(pixels, fov.diameter)
+            grains = np.random.default_rng(0).normal(0, noise, small.shape)
+            small = np.clip(np.rint(small + grains), 0, 255).astype(np.uint8)
             masks = [scaled_mask(factor)(mask) for mask in (truth, fov.mask)]
             from_reduced.add(pipeline(small, entry["angle"]).probability, *masks)
             found = whole.resize(small.shape[1::-1], Image.Resampling.BOX)
@@ -51,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pixels-per-degree", type=float, nargs="+", default=[18.0, 12.0, 8.0, 6.0])
     parser.add_argument("--part", default="test", choices=["train", "validation", "test", "all"])
     parser.add_argument("--limit", type=int, default=9, help="photographs of each data set")
+    parser.add_argument("--noise", type=float, default=0.0, help="deviation of white noise, in levels of 255")
     parser.add_argument("--angle", type=float, help="degrees of view of photographs whose data set does not tell")
     chosen = parser.parse_args(arguments)
     pipeline = load_pipeline(chosen.checkpoint, device="cpu")
@@ -58,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     every = entries(chosen.data, chosen.part, angle=chosen.angle)  # together: the part of one alone is another
     for data in dict.fromkeys(entry["dataset"] for entry in every):
         photographs = select([entry for entry in every if entry["dataset"] == data], chosen.limit)
-        for density, pair in reduced_scores(pipeline, photographs, chosen.pixels_per_degree).items():
+        for density, pair in reduced_scores(pipeline, photographs, chosen.pixels_per_degree, chosen.noise).items():
             found, whole = (score.result() for score in pair)
             cells = [f"{found['ap']:.4f}", f"{whole['ap']:.4f}", f"{found['dice']:.4f}", f"{whole['dice']:.4f}"]
             print(f"| {data} ({len(photographs)}) | {density:g} | " + " | ".join(cells) + " |", flush=True)

@@ -13,6 +13,8 @@ DARKNESS = 0.35  # of the light
 JPEG_QUALITY = 30
 ROTATION = 30.0  # degrees
 CAST = (1.15, 0.85, 0.6)  # red, green, blue: a warm lamp
+NOISE = 4.0  # of 255 levels
+GRAINS = 540  # of noise across the field of view: the pixels of a photograph of an old camera
 CROP = 0.6  # of height and width
 MAX_PIXELS = 20_000_000  # a change that makes more is left out
 
@@ -94,6 +96,15 @@ def tinted(image: np.ndarray, diameter: float) -> np.ndarray:
     return np.clip(np.rint(image * np.array(CAST)), 0, 255).astype(np.uint8)
 
 
+def noisy(image: np.ndarray, diameter: float) -> np.ndarray:
+    """Through a sensor of few and noisy pixels, the same noise each time, alike in photographs of every resolution."""
+    factor = min(1.0, GRAINS / diameter)
+    shape = tuple(max(1, round(side * factor)) for side in image.shape[:2])
+    noise = np.random.default_rng(0).normal(0, NOISE, (3, *shape)).astype(np.float32)
+    enlarged = [Image.fromarray(n).resize(image.shape[1::-1], Image.Resampling.BILINEAR) for n in noise]
+    return np.clip(np.rint(image + np.stack(enlarged, -1)), 0, 255).astype(np.uint8)
+
+
 def cropped(array: np.ndarray, diameter: float = 0.0) -> np.ndarray:
     """The rectangle in the middle, which shows no edge of the field of view."""
     rows, columns = (round(side * (1 - CROP) / 2) for side in array.shape[:2])
@@ -108,6 +119,7 @@ DEGRADATIONS = (
     Degradation("half", "resolution × 0.5", scaled(0.5), scaled_mask(0.5)),
     Degradation("double", "resolution × 2", scaled(2.0), scaled_mask(2.0), growth=4.0),
     Degradation("colour", "colour cast: red {} green {} blue {}".format(*(f"× {c:g}" for c in CAST)), tinted),
+    Degradation("noise", f"noise: {NOISE:g} of 255 levels, grains of 1/{GRAINS} of the field-of-view diameter", noisy),
     Degradation("angle", "angle of view not told", lambda image, diameter: image, tells_angle=False),
     Degradation("crop", f"field of view cropped to the central {CROP:.0%} of each side", cropped, cropped, cut=True),
 )

@@ -36,7 +36,7 @@ from .sources import (
 from .speed import measure_speed
 
 LARGEST_DIFFERENCE = 0.001  # of AP, between the weights as trained and in half precision
-ROBUSTNESS_PHOTOGRAPHS = 9  # of each data set: degradations multiply the work by nine
+ROBUSTNESS_PHOTOGRAPHS = 9  # of each data set: degradations multiply the work by ten
 FORMAT = 1
 STEPS = 2  # what kept steps hold: raise it when they hold something else, and those of before are made again
 _ENVIRONMENT = ("git.revision", "git.dirty", "python", "platform")
