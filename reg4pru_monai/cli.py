@@ -189,6 +189,21 @@ def status(
         typer.echo(command.status(output, json_lines))
 
 
+@app.command(cls=CouldNotRun)
+def blend(
+    checkpoint: Annotated[Path, typer.Argument(help="Weights of a training, such as its checkpoints/best.pt.")],
+    start: Annotated[Path, typer.Argument(help="The weights that this training started from.")],
+    target: Annotated[Path, typer.Argument(help="File to write, such as checkpoints/blended.pt of the training.")],
+    share: Annotated[float, typer.Option(help="Of START; the rest is of CHECKPOINT.")] = 0.5,
+) -> None:
+    """Write the mean of fine-tuned weights and those they came from: less of what was there before is lost."""
+    from .weights import CheckpointError, blend_checkpoints
+
+    with readable(CheckpointError, ValueError, OSError):
+        blend_checkpoints(checkpoint, start, target, share)
+    typer.echo(f"written: {target}")
+
+
 @app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Weights, such as best.pt of a training.")],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import replacing
-from .released import CheckpointError, check_shipped, missing_weights
+from .released import CheckpointError, check_shipped, missing_weights, sha256
 from .segmenter import Segmenter, resize_positions
 
 # preset: timm model
@@ -42,6 +42,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
 
 # What checkpoints of before an entry of their configuration existed were trained with.
 EARLIER: dict[str, Any] = {"rim": 0.0, "by_angle": False}
+PREPROCESSING = ("diameter", "by_angle", "normalization", "rim")  # what weights are used to see
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -109,13 +110,54 @@ def write_release(checkpoint: str | Path, target: str | Path, threshold: float |
     threshold: the probability from which on a pixel is vessel, where another than the checkpoint's is to be kept with
     them. Loads like any checkpoint. Raises CheckpointError.
     """
-    state = load_checkpoint(checkpoint)
-    weights = state.get("ema") or state.get("network")
-    if weights is None or "configuration" not in state:
-        raise CheckpointError(f"{checkpoint}: holds no weights with a configuration; give best.pt or last.pt")
+    weights, state = _averaged(checkpoint)
     half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     chosen = {} if threshold is None else {"threshold": threshold}
     save_checkpoint(target, {"network": half, "configuration": {**state["configuration"], **chosen}})
+
+
+def blend_checkpoints(checkpoint: str | Path, start: str | Path, target: str | Path, share: float = 0.5) -> None:
+    """Write share * start + (1 - share) * checkpoint, weight by weight, in float32.
+
+    Between a network and the one that its training started from lie networks that have much of what the training
+    brought and have lost less of what was there before (Wortsman et al., "Robust fine-tuning of zero-shot models",
+    CVPR 2022). Averaged weights are taken where there are any; the configuration is that of ``checkpoint``.
+    Raises ValueError for a share outside (0, 1), CheckpointError.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must be above 0 and below 1, got {share:g}")
+    weights, state = _averaged(checkpoint)
+    given, state_before = _averaged(start)
+    before = _policy_names(given, weights)
+    told, told_before = ({**EARLIER, **each["configuration"]} for each in (state, state_before))
+    problems = [
+        f"{key} is {told.get(key)} and {told_before.get(key)}"
+        for key in PREPROCESSING
+        if told.get(key) != told_before.get(key)
+    ]
+    problems += mismatches(weights, before)
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint} and {start} cannot be blended: {'; '.join(problems[:3])}"
+            f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. "
+            "Give a checkpoint of a training and the weights that it started from."
+        )
+    mixed = {
+        name: torch.lerp(value.float(), before[name].float(), share) if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
+    blended = {"share": share, "start_sha256": sha256(Path(start))}
+    kept: dict[str, Any] = {key: state[key] for key in ("epoch", "configuration") if key in state}
+    save_checkpoint(target, {"network": mixed, **kept, "blended": blended})
+
+
+def _averaged(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights of a checkpoint, averaged where there are such, and all of it. Raises CheckpointError."""
+    state = load_checkpoint(path)
+    weights = state.get("ema") or state.get("network")
+    if weights is None or "configuration" not in state:
+        raise CheckpointError(f"{path}: holds no weights with a configuration; give best.pt or last.pt")
+    return weights, state
 
 
 def mismatches(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:

@@ -41,7 +41,7 @@ from reg4pru_monai.release.sources import (
 )
 from reg4pru_monai.released import WEIGHTS, sha256
 from reg4pru_monai.runtime import ConfigurationError
-from reg4pru_monai.weights import load_checkpoint
+from reg4pru_monai.weights import blend_checkpoints, load_checkpoint
 from runs import BUNDLE
 
 SCHEMA = Path(__file__).parent / "data" / "meta_schema_20240725.json"
@@ -158,7 +158,7 @@ def test_the_card_tells_of_the_training_that_weights_were_started_from(
     settings = {**yaml.safe_load(path.read_text()), "start_from": str(training / "checkpoints" / "best.pt")}
     path.write_text(yaml.safe_dump(settings))
     found = training_facts(locate(tuned), [data])
-    own = ("epochs", "best_epoch", "validation_ap", "steps", "seconds")
+    own = ("epochs", "best_epoch", "validation_ap", "steps", "seconds", "blended")
     assert found["before"] == {"policy": "reg4pru", "before": None, **{key: found[key] for key in own}}
     assert "start_from" not in found["settings"]
     facts = {**read_facts(released[0]), "training": found}
@@ -172,6 +172,12 @@ def test_the_card_tells_of_the_training_that_weights_were_started_from(
     assert f"weights of epoch {found['best_epoch']} (best validation AP); validation AP " in model_card(facts, {})
     last = training_facts(locate(tuned / "checkpoints" / "last.pt"), [data])
     assert "| epochs | 2, weights of epoch 2 |" in model_card({**facts, "training": last}, {})
+    mixed = tuned / "checkpoints" / "blended.pt"
+    blend_checkpoints(tuned / "checkpoints" / "best.pt", tuned / "checkpoints" / "last.pt", mixed, 0.25)
+    blended = training_facts(locate(mixed), [data])
+    assert blended["blended"] == {"share": 0.25, "start_sha256": sha256(tuned / "checkpoints" / "last.pt")}
+    row = f"| epochs | 2, weights of epoch {found['best_epoch']}, blended: 25% of the weights that it started from |"
+    assert row in model_card({**facts, "training": blended}, {})
 
 
 def test_a_training_that_held_nothing_out_takes_the_threshold_of_the_weights_before(

@@ -13,13 +13,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from networks import SMALL, small_network
+from reg4pru_monai.cli import app
 from reg4pru_monai.presets import PRESETS
+from reg4pru_monai.released import sha256
 from reg4pru_monai.segmenter import Segmenter, build_segmenter, resize_positions
 from reg4pru_monai.weights import (
     BACKBONES,
     CheckpointError,
+    blend_checkpoints,
     load_backbone,
     load_checkpoint,
     load_network,
@@ -379,6 +383,51 @@ def test_a_release_needs_a_configuration(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"weights\.pt: holds no weights with a configuration"):
         write_release(tmp_path / "weights.pt", tmp_path / "model.pt")
     assert not (tmp_path / "model.pt").exists()
+
+
+def test_a_blend_lies_between_both_networks(tmp_path: Path) -> None:
+    networks = [small_network("cropr+reg4pru", "skip"), small_network("cropr", "skip")]  # the latter without the route
+    with torch.no_grad():
+        for network, value in zip(networks, (1.0, 5.0), strict=True):
+            for parameter in network.parameters():
+                parameter.fill_(value)
+    paths = [tmp_path / name for name in ("best.pt", "start.pt", "blended.pt")]
+    settings = {"diameter": 512, "by_angle": True, "normalization": "local", "rim": 0.005}
+    state = {"network": networks[0].state_dict(), "epoch": 7, "validation_ap": 0.9, "configuration": settings}
+    save_checkpoint(paths[0], state)
+    save_checkpoint(paths[1], {"network": networks[1].half().state_dict(), "configuration": settings})
+    blend_checkpoints(*paths, share=0.25)
+    found = load_checkpoint(paths[2])
+    assert found["blended"] == {"share": 0.25, "start_sha256": sha256(paths[1])}
+    assert found["epoch"] == 7
+    assert "validation_ap" not in found  # that of other weights
+    mixed = load_network(small_network("cropr+reg4pru", "skip"), paths[2])
+    assert {value for parameter in mixed.parameters() for value in parameter.unique().tolist()} == {2.0}
+    assert all(parameter.dtype == torch.float32 for parameter in mixed.parameters())
+
+
+def test_what_cannot_be_blended_says_why(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("best.pt", "start.pt", "blended.pt")]
+    weights = small_network("cropr", "skip").state_dict()
+    save_checkpoint(paths[0], {"network": weights, "configuration": {"diameter": 512, "by_angle": False}})
+    save_checkpoint(paths[1], {"network": weights, "configuration": {"diameter": 768}})  # of before there was by_angle
+    with pytest.raises(CheckpointError, match=r"start\.pt cannot be blended: diameter is 512 and 768\. Give"):
+        blend_checkpoints(*paths)
+    other = small_network("cropr", "eomt").state_dict()
+    save_checkpoint(paths[1], {"network": other, "configuration": {"diameter": 512}})
+    with pytest.raises(CheckpointError, match=r"cannot be blended: decoder.* and \d+ more"):
+        blend_checkpoints(*paths)
+    save_checkpoint(paths[1], {"network": weights})
+    with pytest.raises(CheckpointError, match=r"start\.pt: holds no weights with a configuration"):
+        blend_checkpoints(*paths)
+    for share in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="share must be above 0 and below 1"):
+            blend_checkpoints(*paths, share=share)
+    assert not paths[2].exists()
+    words = ["blend", *map(str, paths), "--share", "2"]
+    found = CliRunner().invoke(app, words)
+    assert found.exit_code == 1
+    assert "share must be above 0 and below 1, got 2" in found.output
 
 
 def test_random_routing_and_the_policy_below_it_share_their_weights(tmp_path: Path) -> None:

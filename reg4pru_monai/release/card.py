@@ -180,7 +180,9 @@ def _epochs(training: Facts) -> str:
     epoch = "" if training["best_epoch"] is None else f", weights of epoch {training['best_epoch']}"
     ap = training["validation_ap"]  # only of the best checkpoint
     best = "" if ap is None else f"{' (best validation AP)' if epoch else ''}; validation AP {number(ap)}"
-    return f"{training['epochs']}{epoch}{best}"
+    blended = training.get("blended")  # missing in what releases said before there was such a thing
+    mixed = f", blended: {blended['share']:.0%} of the weights that it started from" if blended else ""
+    return f"{training['epochs']}{epoch}{best}{mixed}"
 
 
 def _steps(training: Facts) -> str:

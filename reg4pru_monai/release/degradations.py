@@ -101,7 +101,8 @@ def noisy(image: np.ndarray, diameter: float) -> np.ndarray:
     factor = min(1.0, GRAINS / diameter)
     shape = tuple(max(1, round(side * factor)) for side in image.shape[:2])
     noise = np.random.default_rng(0).normal(0, NOISE, (3, *shape)).astype(np.float32)
-    enlarged = [Image.fromarray(n).resize(image.shape[1::-1], Image.Resampling.BILINEAR) for n in noise]
+    size = image.shape[1::-1]
+    enlarged = [np.asarray(Image.fromarray(each).resize(size, Image.Resampling.BILINEAR)) for each in noise]
     return np.clip(np.rint(image + np.stack(enlarged, -1)), 0, 255).astype(np.uint8)
 
 

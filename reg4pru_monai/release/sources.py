@@ -148,6 +148,7 @@ def training_facts(source: Source, folders: Sequence[Path]) -> dict[str, Any]:
     """What is known of the training: data, settings, epochs, steps, time, hardware, versions; None where it is not.
 
     before: the training whose weights it started from, with its own ``before``; None where it started from scratch.
+    blended: what ``blend_checkpoints`` says of weights that are not the training's alone.
     Raises CheckpointError.
     """
     state, settings = load_checkpoint(source.checkpoint), configuration(source.run)
@@ -172,7 +173,7 @@ def training_facts(source: Source, folders: Sequence[Path]) -> dict[str, Any]:
     }
 
 
-EFFORT = ("epochs", "best_epoch", "validation_ap", "steps", "seconds")
+EFFORT = ("epochs", "best_epoch", "validation_ap", "steps", "seconds", "blended")
 
 
 def _effort(source: Source, state: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -184,6 +185,7 @@ def _effort(source: Source, state: Mapping[str, Any], records: Sequence[Mapping[
         "validation_ap": state.get("validation_ap"),
         "steps": load_checkpoint(last)["ema_updates"] if last.is_file() else None,
         "seconds": training_seconds(records),
+        "blended": state.get("blended"),
     }
 
 
@@ -194,7 +196,7 @@ def _before(checkpoint: str | None) -> dict[str, Any] | None:
     source = Source.of(checkpoint)
     state = load_checkpoint(source.checkpoint)
     if told := _released(source):
-        own = {key: told["training"][key] for key in (*EFFORT, "before")}
+        own = {key: told["training"].get(key) for key in (*EFFORT, "before")}
     else:
         own = {**_effort(source, state, _records(source.run)), "before": None}
     return {"policy": state["configuration"]["policy"], **own}
