@@ -284,16 +284,17 @@ def test_fewer_pixels_cost_the_weights_that_ship_accuracy_and_the_whole_photogra
 
     def found() -> list[list[float]]:
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| phantoms (1)")]
-        return [[float(cell) for cell in line.split("|")[3:5]] for line in lines]
+        return [[float(cell) for cell in line.split("|")[4:6]] for line in lines]
 
     script("resolutions").main([*words, "9", "3"])
     (fine, fine_whole), (coarse, coarse_whole) = found()
     assert 0.5 < coarse < fine < fine_whole + 0.02
     assert coarse < coarse_whole - 0.05
-    script("resolutions").main([*words, "9", "--noise", "16"])
-    ((noisy, whole),) = found()
+    script("resolutions").main([*words, "9", "--noise", "0", "16"])
+    (clean, clean_whole), (noisy, noisy_whole) = found()
+    assert clean == fine
     assert 0.2 < noisy < fine - 0.03
-    assert whole == fine_whole
+    assert clean_whole == noisy_whole == fine_whole
 
 
 @pytest.mark.parametrize(("options", "problem"), [([], "tell it with --angle"), (["--angle", "30"], "ask for fewer")])

@@ -1,7 +1,7 @@
 """AP and Dice of photographs with fewer pixels, beside the same pixels of what was found in the whole photographs.
 
 python docs/measure/resolutions.py CHECKPOINT DATA [DATA ...] [--pixels-per-degree 18 12 8 6] [--part test] [--limit 9]
-    [--noise LEVELS] [--angle DEGREES]
+    [--noise 0 2 4 6] [--angle DEGREES]
 
 A photograph and its ground truth are reduced by averaging until a degree of the field of view has so many pixels: 22.8
 are what the network sees, a photograph of 565 pixels with 45 degrees has 12. Noise of so many of 255 levels is added to
@@ -23,17 +23,18 @@ from reg4pru_monai.release.sources import select
 
 
 def reduced_scores(
-    pipeline: Pipeline, photographs: Entries, densities: list[float], noise: float
-) -> dict[float, list[Score]]:
-    """Two scores to each number of pixels to a degree: of the reduced photographs, and of the whole ones."""
-    scores = {density: [Score(pipeline.threshold), Score(pipeline.threshold)] for density in densities}
+    pipeline: Pipeline, photographs: Entries, densities: list[float], noises: list[float]
+) -> dict[tuple[float, float], list[Score]]:
+    """Two scores to each number of pixels to a degree and noise: of the reduced photographs, and of the whole ones."""
+    keys = [(density, noise) for density in densities for noise in noises]
+    scores = {key: [Score(pipeline.threshold), Score(pipeline.threshold)] for key in keys}
     for entry in photographs:
         if not entry["angle"]:
             raise SystemExit(f"{entry['name']}: its angle of view is not known; tell it with --angle")
         pixels, truth = read_image(entry["image"]), read_mask(entry["label"])
         fov = detect_fov(pixels)
         whole = Image.fromarray(pipeline(pixels, entry["angle"]).probability)
-        for density, (from_reduced, from_whole) in scores.items():
+        for (density, noise), (from_reduced, from_whole) in scores.items():
             factor = density * float(entry["angle"]) / fov.diameter
             if factor >= 1:
                 raise SystemExit(f"{entry['name']} has less than {density:g} pixels to a degree; ask for fewer")
@@ -55,18 +56,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pixels-per-degree", type=float, nargs="+", default=[18.0, 12.0, 8.0, 6.0])
     parser.add_argument("--part", default="test", choices=["train", "validation", "test", "all"])
     parser.add_argument("--limit", type=int, default=9, help="photographs of each data set")
-    parser.add_argument("--noise", type=float, default=0.0, help="deviation of white noise, in levels of 255")
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.0], help="deviation, in levels of 255")
     parser.add_argument("--angle", type=float, help="degrees of view of photographs whose data set does not tell")
     chosen = parser.parse_args(arguments)
     pipeline = load_pipeline(chosen.checkpoint, device="cpu")
-    print("| photographs | pixels to a degree | AP | AP, whole | Dice | Dice, whole |\n|---|---|---|---|---|---|")
+    print(
+        "| photographs | pixels to a degree | noise | AP | AP, whole | Dice | Dice, whole |" + "\n" + "|---" * 7 + "|"
+    )
     every = entries(chosen.data, chosen.part, angle=chosen.angle)  # together: the part of one alone is another
     for data in dict.fromkeys(entry["dataset"] for entry in every):
         photographs = select([entry for entry in every if entry["dataset"] == data], chosen.limit)
-        for density, pair in reduced_scores(pipeline, photographs, chosen.pixels_per_degree, chosen.noise).items():
+        scores = reduced_scores(pipeline, photographs, chosen.pixels_per_degree, chosen.noise)
+        for (density, noise), pair in scores.items():
             found, whole = (score.result() for score in pair)
             cells = [f"{found['ap']:.4f}", f"{whole['ap']:.4f}", f"{found['dice']:.4f}", f"{whole['dice']:.4f}"]
-            print(f"| {data} ({len(photographs)}) | {density:g} | " + " | ".join(cells) + " |", flush=True)
+            print(f"| {data} ({len(photographs)}) | {density:g} | {noise:g} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":
