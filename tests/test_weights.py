@@ -396,7 +396,8 @@ def test_a_blend_lies_between_both_networks(tmp_path: Path) -> None:
     state = {"network": networks[0].state_dict(), "epoch": 7, "validation_ap": 0.9, "configuration": settings}
     save_checkpoint(paths[0], state)
     save_checkpoint(paths[1], {"network": networks[1].half().state_dict(), "configuration": settings})
-    blend_checkpoints(*paths, share=0.25)
+    said = CliRunner().invoke(app, ["blend", *map(str, paths), "--share", "0.25"])
+    assert said.exit_code == 0, said.output
     found = load_checkpoint(paths[2])
     assert found["blended"] == {"share": 0.25, "start_sha256": sha256(paths[1])}
     assert found["epoch"] == 7
