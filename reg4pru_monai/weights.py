@@ -42,7 +42,6 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
 
 # What checkpoints of before an entry of their configuration existed were trained with.
 EARLIER: dict[str, Any] = {"rim": 0.0, "by_angle": False}
-PREPROCESSING = ("diameter", "by_angle", "normalization", "rim")  # what weights are used to see
 
 
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -121,21 +120,15 @@ def blend_checkpoints(checkpoint: str | Path, start: str | Path, target: str | P
 
     Between a network and the one that its training started from lie networks that have much of what the training
     brought and have lost less of what was there before (Wortsman et al., "Robust fine-tuning of zero-shot models",
-    CVPR 2022). Averaged weights are taken where there are any; the configuration is that of ``checkpoint``.
+    CVPR 2022). Averaged weights are taken where there are any; the configuration is that of ``checkpoint``, also where
+    both saw photographs at different scales, of which the training has warned.
     Raises ValueError for a share outside (0, 1), CheckpointError.
     """
     if not 0 < share < 1:
         raise ValueError(f"share must be above 0 and below 1, got {share:g}")
     weights, state = _averaged(checkpoint)
-    given, state_before = _averaged(start)
-    before = _policy_names(given, weights)
-    told, told_before = ({**EARLIER, **each["configuration"]} for each in (state, state_before))
-    problems = [
-        f"{key} is {told.get(key)} and {told_before.get(key)}"
-        for key in PREPROCESSING
-        if told.get(key) != told_before.get(key)
-    ]
-    problems += mismatches(weights, before)
+    before = _policy_names(_averaged(start)[0], weights)
+    problems = mismatches(weights, before)
     if problems:
         raise CheckpointError(
             f"{checkpoint} and {start} cannot be blended: {'; '.join(problems[:3])}"
