@@ -45,7 +45,7 @@ from .tracking_store import (
     store_folder,
     unique_name,
 )
-from .weights import load_checkpoint, save_checkpoint
+from .weights import averaged_weights, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -167,11 +167,10 @@ def save_model(checkpoint: str | Path, folder: str | Path, mlflow_model: "Model 
     """
     pipeline = load_pipeline(checkpoint, "cpu")
     settings = settings_of(pipeline, outputs=OUTPUTS)
-    state = load_checkpoint(checkpoint)
+    network, state = averaged_weights(checkpoint)
     with TemporaryDirectory() as scratch, calm():
         weights = Path(scratch) / "model.pt"
-        kept = {"network": state.get("ema") or state["network"], "configuration": state["configuration"]}
-        save_checkpoint(weights, kept)
+        save_checkpoint(weights, {"network": network, "configuration": state["configuration"]})
         _pyfunc().save_model(
             path=str(folder),
             loader_module=__name__,

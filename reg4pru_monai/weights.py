@@ -3,7 +3,7 @@
 import math
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +83,7 @@ def load_network(network: nn.Module, path: str | Path, new_policy: bool = False)
     problems = mismatches(own, weights)
     if problems:
         raise CheckpointError(
-            f"{path}: checkpoint of another architecture: {'; '.join(problems[:3])}"
-            f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. "
+            f"{path}: checkpoint of another architecture: {_first(problems)}. "
             "Use the preset, decoder, policy and stages it was trained with."
         )
     network.load_state_dict(weights)
@@ -109,7 +108,7 @@ def write_release(checkpoint: str | Path, target: str | Path, threshold: float |
     threshold: the probability from which on a pixel is vessel, where another than the checkpoint's is to be kept with
     them. Loads like any checkpoint. Raises CheckpointError.
     """
-    weights, state = _averaged(checkpoint)
+    weights, state = averaged_weights(checkpoint)
     half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     chosen = {} if threshold is None else {"threshold": threshold}
     save_checkpoint(target, {"network": half, "configuration": {**state["configuration"], **chosen}})
@@ -126,13 +125,12 @@ def blend_checkpoints(checkpoint: str | Path, start: str | Path, target: str | P
     """
     if not 0 < share < 1:
         raise ValueError(f"share must be above 0 and below 1, got {share:g}")
-    weights, state = _averaged(checkpoint)
-    before = _policy_names(_averaged(start)[0], weights)
+    weights, state = averaged_weights(checkpoint)
+    before = _policy_names(averaged_weights(start)[0], weights)
     problems = mismatches(weights, before)
     if problems:
         raise CheckpointError(
-            f"{checkpoint} and {start} cannot be blended: {'; '.join(problems[:3])}"
-            f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. "
+            f"{checkpoint} and {start} cannot be blended: {_first(problems)}. "
             "Give a checkpoint of a training and the weights that it started from."
         )
     mixed = {
@@ -140,17 +138,22 @@ def blend_checkpoints(checkpoint: str | Path, start: str | Path, target: str | P
         for name, value in weights.items()
     }
     blended = {"share": share, "start_sha256": sha256(Path(start))}
-    kept: dict[str, Any] = {key: state[key] for key in ("epoch", "configuration") if key in state}
-    save_checkpoint(target, {"network": mixed, **kept, "blended": blended})
+    told = {"epoch": state.get("epoch"), "configuration": state["configuration"]}
+    save_checkpoint(target, {"network": mixed, **told, "blended": blended})
 
 
-def _averaged(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def averaged_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights of a checkpoint, averaged where there are such, and all of it. Raises CheckpointError."""
     state = load_checkpoint(path)
     weights = state.get("ema") or state.get("network")
     if weights is None or "configuration" not in state:
         raise CheckpointError(f"{path}: holds no weights with a configuration; give best.pt or last.pt")
     return weights, state
+
+
+def _first(problems: Sequence[str]) -> str:
+    """The first three of them, and how many more there are."""
+    return "; ".join(problems[:3]) + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
 
 
 def mismatches(own: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:
@@ -185,8 +188,7 @@ def load_backbone(network: Segmenter, source: str | Path | Mapping[str, Tensor])
     if problems:
         where = "the given state dict" if isinstance(source, Mapping) else str(source)
         raise CheckpointError(
-            f"{where}: backbone of another architecture: {'; '.join(problems[:3])}"
-            f"{f' and {len(problems) - 3} more' if len(problems) > 3 else ''}. "
+            f"{where}: backbone of another architecture: {_first(problems)}. "
             f"Presets and their timm models: {', '.join(f'{p} {t}' for p, t in BACKBONES.items())}."
         )
     network.load_state_dict(given, strict=False)

@@ -404,15 +404,18 @@ def test_photographs_of_many_and_of_few_pixels_choose_the_threshold_alike(
     for key in ("image", "label"):
         with Image.open(entries[1][key]) as picture:
             entries[1][key] = str(tmp_path / f"{key}.png")
-            picture.resize((5 * picture.width, 5 * picture.height), Image.Resampling.NEAREST).save(entries[1][key])
+            large = picture.resize((5 * picture.width, 5 * picture.height), Image.Resampling.NEAREST)
+            if key == "label":  # half of the vessels not drawn: a Dice unlike the other's, whatever the network
+                large.paste(0, (0, 0, large.width, large.height // 2))
+            large.save(entries[1][key])
     found = measuring.choose_threshold(pipeline, entries)
     dice, counts = [], []
     for entry in entries:
         mask = pipeline(entry["image"]).mask(found["value"])
         counts.append(compute_confusion(mask, read_mask(entry["label"]), detect_fov(read_image(entry["image"])).mask))
         dice.append(compute_dice(counts[-1]))
-    assert found["dice"] == pytest.approx(np.mean(dice), abs=1e-3)
-    assert abs(compute_dice(np.sum(counts, axis=0)) - np.mean(dice)) > 2e-3, "pooled pixels would tell the same"
+    assert found["dice"] == pytest.approx(np.mean(dice), abs=2e-3)
+    assert abs(compute_dice(np.sum(counts, axis=0)) - np.mean(dice)) > 5e-3, "pooled pixels would tell the same"
 
 
 @pytest.mark.parametrize("each", degradations.DEGRADATIONS, ids=lambda each: each.name)

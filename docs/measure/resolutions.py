@@ -17,34 +17,41 @@ from reg4pru_monai.bundle import entries
 from reg4pru_monai.fundus.fov import detect_fov
 from reg4pru_monai.fundus.io import read_image, read_mask
 from reg4pru_monai.inference import Pipeline, load_pipeline
-from reg4pru_monai.release.degradations import scaled, scaled_mask
+from reg4pru_monai.release.degradations import levels, scaled, scaled_mask
 from reg4pru_monai.release.measuring import Entries, Score
 from reg4pru_monai.release.sources import select
 
 
+class Reduced:
+    """Scores at one number of pixels to a degree: of the whole photographs, and of the reduced ones by their noise."""
+
+    def __init__(self, threshold: float, noises: list[float]) -> None:
+        self.whole = Score(threshold)
+        self.by_noise = {noise: Score(threshold) for noise in noises}
+
+
 def reduced_scores(
     pipeline: Pipeline, photographs: Entries, densities: list[float], noises: list[float]
-) -> dict[tuple[float, float], list[Score]]:
-    """Two scores to each number of pixels to a degree and noise: of the reduced photographs, and of the whole ones."""
-    keys = [(density, noise) for density in densities for noise in noises]
-    scores = {key: [Score(pipeline.threshold), Score(pipeline.threshold)] for key in keys}
+) -> dict[float, Reduced]:
+    """Scores to each number of pixels to a degree."""
+    scores = {density: Reduced(pipeline.threshold, noises) for density in densities}
     for entry in photographs:
         if not entry["angle"]:
             raise SystemExit(f"{entry['name']}: its angle of view is not known; tell it with --angle")
         pixels, truth = read_image(entry["image"]), read_mask(entry["label"])
         fov = detect_fov(pixels)
         whole = Image.fromarray(pipeline(pixels, entry["angle"]).probability)
-        for (density, noise), (from_reduced, from_whole) in scores.items():
+        for density, reduced in scores.items():
             factor = density * float(entry["angle"]) / fov.diameter
             if factor >= 1:
                 raise SystemExit(f"{entry['name']} has less than {density:g} pixels to a degree; ask for fewer")
             small = scaled(factor)(pixels, fov.diameter)
-            grains = np.random.default_rng(0).normal(0, noise, small.shape)
-            small = np.clip(np.rint(small + grains), 0, 255).astype(np.uint8)
             masks = [scaled_mask(factor)(mask) for mask in (truth, fov.mask)]
-            from_reduced.add(pipeline(small, entry["angle"]).probability, *masks)
             found = whole.resize(small.shape[1::-1], Image.Resampling.BOX)
-            from_whole.add(np.asarray(found).clip(0, 1), *masks)
+            reduced.whole.add(np.asarray(found).clip(0, 1), *masks)
+            for noise, score in reduced.by_noise.items():
+                noisy = levels(small + np.random.default_rng(0).normal(0, noise, small.shape))
+                score.add(pipeline(noisy, entry["angle"]).probability, *masks)
     return scores
 
 
@@ -60,17 +67,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--angle", type=float, help="degrees of view of photographs whose data set does not tell")
     chosen = parser.parse_args(arguments)
     pipeline = load_pipeline(chosen.checkpoint, device="cpu")
-    print(
-        "| photographs | pixels to a degree | noise | AP | AP, whole | Dice | Dice, whole |" + "\n" + "|---" * 7 + "|"
-    )
+    columns = ("photographs", "pixels to a degree", "noise", "AP", "AP, whole", "Dice", "Dice, whole")
+    print("| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
     every = entries(chosen.data, chosen.part, angle=chosen.angle)  # together: the part of one alone is another
     for data in dict.fromkeys(entry["dataset"] for entry in every):
         photographs = select([entry for entry in every if entry["dataset"] == data], chosen.limit)
         scores = reduced_scores(pipeline, photographs, chosen.pixels_per_degree, chosen.noise)
-        for (density, noise), pair in scores.items():
-            found, whole = (score.result() for score in pair)
-            cells = [f"{found['ap']:.4f}", f"{whole['ap']:.4f}", f"{found['dice']:.4f}", f"{whole['dice']:.4f}"]
-            print(f"| {data} ({len(photographs)}) | {density:g} | {noise:g} | " + " | ".join(cells) + " |", flush=True)
+        for density, reduced in scores.items():
+            whole = reduced.whole.result()
+            for noise, score in reduced.by_noise.items():
+                found = score.result()
+                cells = [f"{each[name]:.4f}" for name in ("ap", "dice") for each in (found, whole)]
+                row = [f"{data} ({len(photographs)})", f"{density:g}", f"{noise:g}", *cells]
+                print("| " + " | ".join(row) + " |", flush=True)
 
 
 if __name__ == "__main__":

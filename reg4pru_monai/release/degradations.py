@@ -37,6 +37,11 @@ class Degradation(NamedTuple):
     tells_angle: bool = True
 
 
+def levels(values: np.ndarray) -> np.ndarray:
+    """The nearest of the levels that a photograph can have, 0 to 255, as uint8."""
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
 def blurred(image: np.ndarray, diameter: float) -> np.ndarray:
     """Out of focus, alike in photographs of every resolution."""
     sigma = BLUR * diameter
@@ -45,7 +50,7 @@ def blurred(image: np.ndarray, diameter: float) -> np.ndarray:
 
 def darkened(image: np.ndarray, diameter: float) -> np.ndarray:
     """Underexposed."""
-    return np.rint(image * DARKNESS).astype(np.uint8)
+    return levels(image * DARKNESS)
 
 
 def compressed(image: np.ndarray, diameter: float) -> np.ndarray:
@@ -93,7 +98,7 @@ def _size(image: np.ndarray, factor: float) -> tuple[int, int]:
 
 def tinted(image: np.ndarray, diameter: float) -> np.ndarray:
     """With the colours of another lamp."""
-    return np.clip(np.rint(image * np.array(CAST)), 0, 255).astype(np.uint8)
+    return levels(image * np.array(CAST))
 
 
 def noisy(image: np.ndarray, diameter: float) -> np.ndarray:
@@ -103,7 +108,7 @@ def noisy(image: np.ndarray, diameter: float) -> np.ndarray:
     noise = np.random.default_rng(0).normal(0, NOISE, (3, *shape)).astype(np.float32)
     size = image.shape[1::-1]
     enlarged = [np.asarray(Image.fromarray(each).resize(size, Image.Resampling.BILINEAR)) for each in noise]
-    return np.clip(np.rint(image + np.stack(enlarged, -1)), 0, 255).astype(np.uint8)
+    return levels(image + np.stack(enlarged, -1))
 
 
 def cropped(array: np.ndarray, diameter: float = 0.0) -> np.ndarray:
