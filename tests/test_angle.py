@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from batches import segment, small_pipeline, table, write_photographs
 from networks import write_checkpoint
+from reg4pru_monai.batch.bundle import photographs
+from reg4pru_monai.batch.journal import journals
 from reg4pru_monai.batch.settings import SettingsError, settings_of
 from reg4pru_monai.cli import app
 from reg4pru_monai.comparison.runs import _size
@@ -153,6 +155,42 @@ def test_a_folder_of_photographs(tmp_path: Path) -> None:
         segment(folder, tmp_path / "given", {"angle": 60}, pipeline=pipeline())
     with pytest.raises(SettingsError, match="must be in degrees"):
         settings_of(pipeline(), angle=5)
+
+
+def test_a_manifest_tells_it_of_each_photograph(tmp_path: Path) -> None:
+    """Before --angle and DICOM; a line that is changed makes its photograph anew, also where it says nothing now."""
+    folder = write_photographs(tmp_path / "in", 2)
+    native(folder / "b.dcm", make_phantom((72, 80), seed=3).image, HorizontalFieldOfView=60.0)
+    manifest, names = tmp_path / "list.csv", ("b.dcm", "photograph_00.png", "photograph_01.png")
+
+    def run_with(*angles: str) -> tuple[int, list[str]]:
+        lines = [f"in/{name},{angle}\n" for name, angle in zip(names, angles, strict=True)]
+        manifest.write_text("".join(["path,angle\n", *lines]))
+        found = segment(manifest, tmp_path / "out", {"angle": 40}, pipeline=pipeline())
+        assert found.exit_status == 0
+        return found.before, [row["angle_of_view_deg"] for row in table(tmp_path / "out")]
+
+    assert run_with("30", "50", "") == (0, ["30", "50", "40"])
+    assert run_with("30", "50", "") == (3, ["30", "50", "40"])
+    masks = [tmp_path / "out" / "masks" / f"{name}.png" for name in names]
+    first = [mask.read_bytes() for mask in masks]
+    assert run_with("30", "20", "") == (2, ["30", "20", "40"])
+    assert run_with("30", "20", "20") == (2, ["30", "20", "20"])
+    assert run_with("", "20", "20") == (2, ["40", "20", "20"])
+    assert all(mask.read_bytes() != before for mask, before in zip(masks, first, strict=True))
+    expected = pipeline()(folder / names[1], 20).mask(settings_of(pipeline()).threshold)
+    np.testing.assert_array_equal(read_image(masks[1])[..., 0] > 0, expected)
+    entries = photographs(str(manifest), str(tmp_path / "other"), 40)
+    assert [entry["angle"] for entry in entries] == [40, 20, 20]
+
+
+def test_journals_from_before_manifests_told_angles(tmp_path: Path) -> None:
+    folder = write_photographs(tmp_path / "in", 1)
+    assert segment(folder, tmp_path / "out", pipeline=pipeline()).done == 1
+    (journal,) = journals(tmp_path / "out")
+    journal.write_text(journal.read_text().replace(', "angle": null', ""))
+    assert 'angle": null' not in journal.read_text()
+    assert segment(folder, tmp_path / "out", pipeline=pipeline()).before == 1
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -85,6 +85,42 @@ def test_manifests(tmp_path: Path, suffix: str, text: str) -> None:
     assert names([str(manifest)], tmp_path / "out") == ["a.png", "sub/b.png"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,angle\na.png,30\nsub,50.0\nc.png,\n",
+        "Angle ;path\n30;[a].png\n50;sub/*\n;c.png\n",
+        "path\tangle\nc.png\na.png\t 30 \nsub/b.png\t50\na.png\t\n",  # a short row, and one photograph twice
+    ],
+)
+def test_a_manifest_tells_angles_of_view(tmp_path: Path, text: str) -> None:
+    folder = touch(tmp_path, "a.png", "sub/b.png", "c.png")
+    (tmp_path / "list.csv").write_text(text)
+    found = list_inputs([str(tmp_path / "list.csv"), str(folder)], tmp_path / "out").items
+    assert [(item.name, item.angle) for item in found] == [("a.png", 30), ("c.png", None), ("sub/b.png", 50)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "path,angle\na.png,wide\n",
+            r"list\.csv: .*a\.png: the angle of view must be in degrees, 10 to 90, got 'wide'",
+        ),
+        ('path,angle\na.png,"37,5"\n', "got '37,5'"),
+        (
+            "path,angle\na.png,30\n*.png,45\n",
+            r"a\.png: its angle of view is 30 degrees on one line .* and 45 on another",
+        ),
+    ],
+)
+def test_angles_that_cannot_be_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    touch(tmp_path, "a.png")
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        list_inputs([str(tmp_path / "list.csv")], tmp_path / "out")
+
+
 def test_a_line_that_leads_nowhere_is_a_photograph_that_fails(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     (tmp_path / "list.txt").write_text("a.png\ngone.png\nnone*.png\n")

@@ -231,6 +231,12 @@ def test_manifests(storage: ObjectStorage, url: str, expected: Path, tmp_path: P
     put(storage, url, "list.csv", b"path\nphotograph_00.png\n../photos/left/photograph_00.png\nleft\n")
     found = list_inputs([f"{url}/list.csv"], "out")
     assert names(found) == ["left/photograph_00.png", "left/photograph_01.png", "photograph_00.png"]
+    put(storage, url, "list.csv", b"path,angle\nphotograph_00.png,30\nleft/,50\nphotograph_0[12].png,60\n")
+    assert {item.name: item.angle for item in list_inputs([f"{url}/list.csv"], "out").items} == {
+        "photograph_00.png": 30,
+        **dict.fromkeys(("left/photograph_00.png", "left/photograph_01.png"), 50),
+        **dict.fromkeys(("photograph_01.png", "photograph_02.png"), 60),
+    }
 
 
 @pytest.mark.parametrize(

@@ -78,13 +78,16 @@ def test_gives_what_the_local_engine_gives(cluster: RayOptions, photographs: Pat
     bad = write_bad_files(folder / "bad")
     (folder / "bad" / "too_long.jpg").unlink()  # takes seconds to read, and is no other case
     choices = {"outputs": ("mask", "probability", "overlay", "contour", "nifti")}
-    local = segment(folder, tmp_path / "local", choices)
-    there = segment(folder, tmp_path / "ray", choices, ray=cluster)
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("path,angle\nin,30\n")
+    local = segment(manifest, tmp_path / "local", choices)
+    there = segment(manifest, tmp_path / "ray", choices, ray=cluster)
     assert (there.done, there.failed, there.missing) == (local.done, local.failed, 0)
     assert local.failed >= len(bad) - 2
     assert there.exit_status == 3
     ours, theirs = tmp_path / "local", tmp_path / "ray"
     assert comparable(theirs) == comparable(ours)
+    assert {row["angle_of_view_deg"] for row in table(theirs) if row["status"] == "done"} == {"30"}
     for kind in ("probabilities", "contours", "nifti"):
         files = sorted(path.relative_to(ours) for path in (ours / kind).rglob("*") if path.is_file())
         assert files
@@ -99,7 +102,7 @@ def test_gives_what_the_local_engine_gives(cluster: RayOptions, photographs: Pat
         path.name for path in (ours / ".reg4pru" / "thumbnails").iterdir()
     }
     assert not [path for path in theirs.rglob(".*") if is_leftover(path)]
-    assert segment(folder, theirs, choices).before == local.done  # the engines go on with each other's folders
+    assert segment(manifest, theirs, choices).before == local.done  # the engines go on with each other's folders
 
 
 def test_archives_hold_what_lies_in_files(

@@ -62,8 +62,8 @@ def make_agenda(index: Index, items: Sequence[Item], moved: bool) -> Agenda:
 
 
 def is_done(store: Store, item: Item, record: Record | None) -> bool:
-    """Whether there is a result of this very file. A file that changed, or whose output is gone, is done again."""
-    if record is None or record.status != "done":
+    """Whether there is a result of this very file and angle. What changed, or has lost an output, is done again."""
+    if record is None or record.status != "done" or record.angle != item.angle:
         return False
     try:
         if item.status() != (record.size, record.mtime_ns):

@@ -19,7 +19,7 @@ _KEYS = ("network", "preprocessing", "inferer", "torch_device")
 def photographs(dataset_dir: Any, output_dir: str, angle: Any = None) -> list[dict[str, Any]]:
     """The photographs that inference was given, as MONAI wants a data list: path, name and angle of view."""
     told, items = checked_angle(angle) or "", list_inputs(_inputs(dataset_dir), output_dir).items
-    return [{"image": item.path, "name": item.name, "angle": told} for item in items]
+    return [{"image": item.path, "name": item.name, "angle": item.angle or told} for item in items]
 
 
 def _inputs(dataset_dir: Any) -> list[str]:

@@ -5,7 +5,8 @@ import heapq
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +15,7 @@ from ..fundus.io import IMAGE_SUFFIXES
 from ..fundus.remote import is_url, without_file_protocol
 from .items import InputError, Item
 from .journal import STATE
-from .manifests import MANIFEST_SUFFIXES, read_manifest
+from .manifests import MANIFEST_SUFFIXES, Line, read_manifest
 
 if TYPE_CHECKING:
     from .urls import UrlInputs
@@ -41,8 +42,8 @@ def list_inputs(inputs: Sequence[str | os.PathLike[str]], output: str | Path, ro
 
     inputs: files (taken whatever their name), folders (searched for image suffixes and DICOM; links to folders are
         followed, hidden files and the output folder are not entered), globs, and manifests: text with one path per
-        line, or CSV/TSV with a column ``path``; relative paths there start from the manifest's folder. All of them may
-        be URLs instead, of one server or bucket.
+        line, or CSV/TSV with a column ``path``, and ``angle`` where it is known; relative paths there start from the
+        manifest's folder. All of them may be URLs instead, of one server or bucket.
     Folders that hold results of this command are left out, wherever they come up.
     root: folder that names are relative to; default: the deepest folder that holds all inputs.
     Raises InputError.
@@ -56,7 +57,7 @@ def list_inputs(inputs: Sequence[str | os.PathLike[str]], output: str | Path, ro
         why = f" ({'; '.join(reasons)})" if reasons else ""
         raise InputError(f"no photograph in {', '.join(map(str, inputs))}{why}")
     base = _common(found.bases) if root is None else _absolute(without_file_protocol(root))
-    items = [Item(_name(path, base), path, status) for path, status in found.paths.items()]
+    items = [Item(_name(path, base), path, status, found.angles.get(path)) for path, status in found.paths.items()]
     found.paths.clear()  # of a million photographs it takes as much memory as the list
     items.sort()
     return Listing(base, items, dict(sorted(found.ignored.items())), found.notices)
@@ -101,16 +102,36 @@ def _size(item: Item) -> int:
 
 
 class _Found:
-    """Collects paths, of URLs with their status; ``bases`` are folders that hold them."""
+    """Collects paths, of URLs with their status. bases: folders that hold them. angles: of view, as manifests tell."""
 
     def __init__(self, output: str | Path) -> None:
         self.output = os.path.realpath(output)
         self.paths: dict[str, tuple[int, int] | None] = {}
+        self.angles: dict[str, float] = {}
         self.bases: set[str] = set()
         self.ignored: Counter[str] = Counter()
         self.notices: list[str] = []
         self._urls: UrlInputs | None = None
         self._results: dict[str, bool] = {}
+        self._angle: float | None = None
+
+    def put(self, path: str, status: tuple[int, int] | None = None) -> None:
+        """Keep a photograph. Raises InputError where it was told another angle of view before."""
+        self.paths[path] = status
+        if self._angle is not None and self.angles.setdefault(path, self._angle) != self._angle:
+            raise InputError(
+                f"{path}: its angle of view is {self.angles[path]:g} degrees on one line of a manifest and "
+                f"{self._angle:g} on another; correct the manifest"
+            )
+
+    @contextmanager
+    def told(self, angle: float | None) -> Iterator[None]:
+        """Give an angle of view to the photographs that are found meanwhile."""
+        self._angle = angle
+        try:
+            yield
+        finally:
+            self._angle = None
 
     def add(self, entry: str) -> None:
         if is_url(entry):
@@ -118,8 +139,8 @@ class _Found:
         elif os.path.isdir(entry):
             self._folder(entry)
         elif entry.lower().endswith(MANIFEST_SUFFIXES) and os.path.exists(entry):
-            for path in read_manifest(entry):
-                self.line(path)
+            for line in read_manifest(entry):
+                self.line(line)
         elif os.path.lexists(entry):
             self._file(entry)
         elif not self._glob(entry):
@@ -139,18 +160,20 @@ class _Found:
         if self._urls is not None:
             self._urls.ask()
 
-    def line(self, path: str) -> None:
+    def line(self, line: Line) -> None:
         """A line of a manifest: what is not there is listed, and fails as a file of its own."""
-        if is_url(path):
-            self.urls.line(path)
-        elif os.path.isdir(path):
-            self._folder(path)
-        elif os.path.lexists(path) or not glob.has_magic(path) or not self._glob(path):
-            self._file(path)
+        path, angle = line
+        with self.told(angle):
+            if is_url(path):
+                self.urls.line(path, angle)
+            elif os.path.isdir(path):
+                self._folder(path)
+            elif os.path.lexists(path) or not glob.has_magic(path) or not self._glob(path):
+                self._file(path)
 
     def _file(self, path: str) -> None:
         path = os.path.abspath(path)
-        self.paths[path] = None
+        self.put(path)
         self.bases.add(os.path.dirname(path))
 
     def _glob(self, pattern: str) -> bool:
@@ -217,7 +240,7 @@ class _Found:
 
     def _walked(self, path: str) -> None:
         if path.lower().endswith(_SUFFIXES) or _is_unnamed_dicom(path):
-            self.paths[path] = None
+            self.put(path)
         else:
             self._ignore(path)
 

@@ -13,12 +13,14 @@ class InputError(ValueError):
 class Item(NamedTuple):
     """One file to segment. name: its path below the root, with "/"; identifies it in every output.
 
-    path: absolute, or a URL. listed: of a URL, its status when it was listed.
+    path: absolute, or a URL. listed: of a URL, its status when it was listed. angle: of view, in degrees, where its
+    manifest tells it.
     """
 
     name: str
     path: str
     listed: tuple[int, int] | None = None
+    angle: float | None = None
 
     def status(self) -> tuple[int, int]:
         """Size in bytes and time of change in ns, by which a file is known again; of a URL as Entry.status has it.

@@ -26,7 +26,7 @@ class Record(NamedTuple):
 
     status: "done" or "failed". size, mtime_ns: of the file, by which a change is noticed. rows: of results.csv, one for
     each frame. error: row of errors.csv, or None. outputs: sizes in bytes of the files written, by their names in the
-    store; of an archive, where the photograph's files end in it.
+    store; of an archive, where the photograph's files end in it. angle: of view, as its manifest told.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Record(NamedTuple):
     rows: list[dict[str, Any]]
     error: dict[str, Any] | None
     outputs: dict[str, int]
+    angle: float | None = None
 
 
 class Journal:
@@ -109,7 +110,9 @@ class Line(NamedTuple):
     def record(self) -> Record | None:
         """The record in it; None where there is none, or not a whole one."""
         found = self.content.get("record")
-        if not isinstance(found, dict) or found.keys() != set(Record._fields) or not isinstance(found["outputs"], dict):
+        if not isinstance(found, dict) or {*found, *Record._field_defaults} != set(Record._fields):
+            return None
+        if not isinstance(found["outputs"], dict):
             return None
         if found["status"] not in ("done", "failed"):
             return None

@@ -5,30 +5,38 @@ import io
 import os
 import posixpath
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from ..files import table_reader
+from ..fundus.angle import checked_angle
 from ..fundus.remote import is_url, read, without_file_protocol
 from .items import InputError
 
 MANIFEST_SUFFIXES = (".txt", ".csv", ".tsv")
 
 
-def read_manifest(path: str) -> Iterator[str]:
-    """Paths of a manifest; relative ones start from its own folder.
+class Line(NamedTuple):
+    """A line of a manifest. angle: of view of the photographs, in degrees, where it tells it."""
 
-    Text: one path per line, with or without double quotes around it. CSV: a column ``path``; commas, semicolons or tabs
-    between. Raises InputError.
+    path: str
+    angle: float | None = None
+
+
+def read_manifest(path: str) -> Iterator[Line]:
+    """The lines of a manifest; relative paths start from its own folder.
+
+    Text: one path per line, with or without double quotes around it. CSV: a column ``path`` and, where it is known, a
+    column ``angle``; commas, semicolons or tabs between. Raises InputError.
     """
     folder = posixpath.dirname(path) if is_url(path) else os.path.dirname(os.path.abspath(path))
     try:
         with _opened(path) as file:
             text = path.lower().endswith(".txt")
-            for line in (_unquoted(line.rstrip("\r\n")) for line in file) if text else _column(path, file):
-                if "\0" in line:
+            for line in (Line(_unquoted(line.rstrip("\r\n"))) for line in file) if text else _rows(path, file):
+                if "\0" in line.path:
                     raise InputError(f"{path}: holds NUL bytes; save the manifest as UTF-8, not UTF-16")
-                if line.strip():
-                    yield _joined(folder, line)
+                if line.path.strip():
+                    yield line._replace(path=_joined(folder, line.path))
     except (OSError, csv.Error) as error:
         raise InputError(f"{path}: not a readable manifest: {error}") from error
 
@@ -54,11 +62,15 @@ def _unquoted(line: str) -> str:
     return inner[1:-1] if len(inner) > 2 and inner[0] == inner[-1] == '"' else line
 
 
-def _column(path: str, file: TextIO) -> Iterator[str]:
-    """The column ``path`` of a table, whatever separates its columns and however it is capitalised."""
+def _rows(path: str, file: TextIO) -> Iterator[Line]:
+    """The columns ``path`` and ``angle`` of a table, whatever separates them and however they are capitalised."""
     table = table_reader(file)
     names = {name.strip().lower(): name for name in table.fieldnames or () if name}
     if "path" not in names:
         raise InputError(f"{path}: a manifest needs a column named path, got {table.fieldnames}")
     for row in table:
-        yield row[names["path"]] or ""
+        photograph = row[names["path"]] or ""
+        try:
+            yield Line(photograph, checked_angle((row[names["angle"]] or "").strip() if "angle" in names else None))
+        except ValueError as error:
+            raise InputError(f"{path}: {photograph}: {error}") from error

@@ -41,9 +41,9 @@ COLUMNS = (
     Column(
         "angle_of_view_deg",
         "degrees",
-        "Angle of view of the camera: `--angle`, or DICOM HorizontalFieldOfView (0022,000C) from 10 to 90. With "
-        "weights that were trained by angle it decides the scale at which the network sees the photograph; where it is "
-        "empty, 45 degrees are assumed.",
+        "Angle of view of the camera: the column `angle` of the manifest, else `--angle`, else DICOM "
+        "HorizontalFieldOfView (0022,000C) from 10 to 90. With weights that were trained by angle it decides the scale "
+        "at which the network sees the photograph; where it is empty, 45 degrees are assumed.",
     ),
     Column("bits", "", "Bits per channel: DICOM BitsStored (0028,0101); else 8, or 16 for anything deeper.", int),
     Column(

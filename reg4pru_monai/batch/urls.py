@@ -12,7 +12,7 @@ from .folder import FOLDERS
 from .inputs import holds_masks
 from .items import InputError
 from .journal import STATE
-from .manifests import MANIFEST_SUFFIXES, read_manifest
+from .manifests import MANIFEST_SUFFIXES, Line, read_manifest
 from .settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class UrlInputs:
 
     def __init__(self, found: "_Found") -> None:
         self._found = found
-        self._unasked: list[str] = []
+        self._unasked: list[Line] = []
         self._results: dict[str, bool] = {}
 
     def add(self, given: str) -> None:
@@ -47,26 +47,28 @@ class UrlInputs:
         else:
             self._file(entry)
 
-    def line(self, given: str) -> None:
+    def line(self, given: str, angle: float | None) -> None:
         """A URL in a manifest. A file that is not there is listed, and fails by itself. Raises InputError."""
         url = checked_input(given)
         if given.endswith("/"):
             self._folder(url)
         elif not glob.has_magic(url) or not self._glob(url):
-            self._unasked.append(url)
+            self._unasked.append(Line(url, angle))
 
     def ask(self) -> None:
         """Find size and version of the files that no listing told of. Raises InputError."""
-        unasked = [*self._unasked, *(url for url, status in self._found.paths.items() if status == (0, 0))]
-        with _reached(", ".join(unasked[:1])):
-            for url, entry in zip(unasked, infos(unasked), strict=True):
-                if entry is not None and entry.folder:
-                    self._folder(url)
-                else:
-                    self._file(entry or Entry(url, False, None, 0))
+        unasked = [*self._unasked, *(Line(url) for url, status in self._found.paths.items() if status == (0, 0))]
+        urls = [line.path for line in unasked]
+        with _reached(", ".join(urls[:1])):
+            for (url, angle), entry in zip(unasked, infos(urls), strict=True):
+                with self._found.told(angle):
+                    if entry is not None and entry.folder:
+                        self._folder(url)
+                    else:
+                        self._file(entry or Entry(url, False, None, 0))
 
     def _file(self, entry: Entry) -> None:
-        self._found.paths[entry.url] = entry.status
+        self._found.put(entry.url, entry.status)
         self._found.bases.add(above(entry.url))
 
     def _glob(self, pattern: str) -> bool:
@@ -104,7 +106,7 @@ class UrlInputs:
             if "//" in f"/{name}":
                 unnamed += 1
             elif not last.startswith(".") and tree.enters(folder) and self._found.takes(name):
-                self._found.paths[below(url) + name] = status
+                self._found.put(below(url) + name, status)
         if unnamed:
             self._found.notices.append(f"{url} has {unnamed} keys with an empty part (//), which were left out")
 

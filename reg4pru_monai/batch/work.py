@@ -109,16 +109,16 @@ class Work:
             frames = []
             for photograph in source.photographs:
                 stage = "prepare"
-                frames.append(self.frame(photograph))
+                frames.append(self.frame(photograph, item.angle))
         except Exception as error:
             raise StageError(stage, error) from error
         copied = "dicom-seg" in self.settings.outputs and frames[0].photograph.details["format"] == "DICOM"
         data = source.data if copied else None
         return Prepared(item, size, changed, source.sha256, data, frames, time.perf_counter() - started)
 
-    def frame(self, photograph: Photograph) -> Frame:
-        """Prepare a photograph."""
-        angle = _angle(photograph, self.settings)
+    def frame(self, photograph: Photograph, told: float | None = None) -> Frame:
+        """Prepare a photograph. told: its angle of view, in degrees, where its manifest has it."""
+        angle = _angle(photograph, self.settings) if told is None else told
         return Frame(photograph, self.pipeline.prepare(photograph.pixels, angle), angle)
 
     def infer(self, files: Sequence[Prepared]) -> list[Inferred | StageError]:
@@ -187,14 +187,15 @@ class Work:
         finite = [{key: _finite(value) for key, value in {**own, **row}.items()} for row in rows]
         if self.settings.archives:
             outputs.archived[f"{sample_name(file.item.name)}.json"] = json.dumps(finite).encode()
-        record = Record(file.item.name, "done", file.size, file.mtime_ns, finite, None, outputs.sizes)
+        record = Record(file.item.name, "done", file.size, file.mtime_ns, finite, None, outputs.sizes, file.item.angle)
         return Finished(record, outputs.archived)
 
     def failed(self, item: Item, error: StageError) -> Record:
         """The record of a file that could not be segmented."""
         size, changed = _status(item)
         row = {"path": item.name, "status": "failed"}
-        return Record(item.name, "failed", size, changed, [row], error_row(item, error.stage, error.cause), {})
+        error_columns = error_row(item, error.stage, error.cause)
+        return Record(item.name, "failed", size, changed, [row], error_columns, {}, item.angle)
 
     def given_up(self, item: Item) -> Record:
         """The record of a file that ended the process whenever it was tried."""
