@@ -121,6 +121,13 @@ def test_angles_that_cannot_be_are_refused(tmp_path: Path, text: str, message: s
         list_inputs([str(tmp_path / "list.csv")], tmp_path / "out")
 
 
+def test_a_folder_of_sweeps_holds_photographs_and_no_results(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "runs", ".reg4pru/sweep-1.lock", "photographs/a.png")
+    assert names([str(folder / "photographs")], folder / "segmented") == ["a.png"]
+    touch(folder, "old/.reg4pru/journal/1.jsonl", "old/overlays/a.jpg")
+    assert names([str(folder)], folder / "segmented") == ["photographs/a.png"]
+
+
 def test_a_line_that_leads_nowhere_is_a_photograph_that_fails(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     (tmp_path / "list.txt").write_text("a.png\ngone.png\nnone*.png\n")

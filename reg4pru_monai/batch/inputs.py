@@ -192,7 +192,9 @@ class _Found:
         """Whether a folder lies in the output, or in an earlier one."""
         if folder not in self._results:
             above = os.path.dirname(folder)
-            own = os.path.realpath(folder) == self.output or os.path.isdir(os.path.join(folder, STATE))
+            # The journal tells: sweeps keep locks in a folder of this name, in one that may hold photographs as well.
+            results = os.path.isdir(os.path.join(folder, STATE, "journal"))
+            own = os.path.realpath(folder) == self.output or results
             self._results[folder] = own or (above != folder and self._is_result(above))
         return self._results[folder]
 
