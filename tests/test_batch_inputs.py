@@ -124,7 +124,7 @@ def test_angles_that_cannot_be_are_refused(tmp_path: Path, text: str, message: s
 def test_a_folder_of_sweeps_holds_photographs_and_no_results(tmp_path: Path) -> None:
     folder = touch(tmp_path / "runs", ".reg4pru/sweep-1.lock", "photographs/a.png")
     assert names([str(folder / "photographs")], folder / "segmented") == ["a.png"]
-    touch(folder, "old/.reg4pru/journal/1.jsonl", "old/overlays/a.jpg")
+    touch(folder, "old/.reg4pru/settings.json", "old/overlays/a.jpg")
     assert names([str(folder)], folder / "segmented") == ["photographs/a.png"]
 
 

@@ -14,8 +14,8 @@ from ..fundus.datasets import find_samples
 from ..fundus.io import IMAGE_SUFFIXES
 from ..fundus.remote import is_url, without_file_protocol
 from .items import InputError, Item
-from .journal import STATE
 from .manifests import MANIFEST_SUFFIXES, Line, read_manifest
+from .settings import SETTINGS
 
 if TYPE_CHECKING:
     from .urls import UrlInputs
@@ -57,7 +57,7 @@ def list_inputs(inputs: Sequence[str | os.PathLike[str]], output: str | Path, ro
         why = f" ({'; '.join(reasons)})" if reasons else ""
         raise InputError(f"no photograph in {', '.join(map(str, inputs))}{why}")
     base = _common(found.bases) if root is None else _absolute(without_file_protocol(root))
-    items = [Item(_name(path, base), path, status, found.angles.get(path)) for path, status in found.paths.items()]
+    items = [Item(_name(path, base), path, found.listed(path)) for path in found.paths]
     found.paths.clear()  # of a million photographs it takes as much memory as the list
     items.sort()
     return Listing(base, items, dict(sorted(found.ignored.items())), found.notices)
@@ -123,6 +123,11 @@ class _Found:
                 f"{path}: its angle of view is {self.angles[path]:g} degrees on one line of a manifest and "
                 f"{self._angle:g} on another; correct the manifest"
             )
+
+    def listed(self, path: str) -> tuple[int, int] | tuple[int, int, float] | None:
+        """See Item."""
+        status, angle = self.paths[path], self.angles.get(path)
+        return status if angle is None else (*(status or (0, 0)), angle)
 
     @contextmanager
     def told(self, angle: float | None) -> Iterator[None]:
@@ -192,8 +197,8 @@ class _Found:
         """Whether a folder lies in the output, or in an earlier one."""
         if folder not in self._results:
             above = os.path.dirname(folder)
-            # The journal tells: sweeps keep locks in a folder of this name, in one that may hold photographs as well.
-            results = os.path.isdir(os.path.join(folder, STATE, "journal"))
+            # Not the folder that they lie in: sweeps keep locks in one of that name, where photographs may be as well.
+            results = os.path.isfile(os.path.join(folder, SETTINGS))
             own = os.path.realpath(folder) == self.output or results
             self._results[folder] = own or (above != folder and self._is_result(above))
         return self._results[folder]

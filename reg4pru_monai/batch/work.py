@@ -118,7 +118,7 @@ class Work:
 
     def frame(self, photograph: Photograph, told: float | None = None) -> Frame:
         """Prepare a photograph. told: its angle of view, in degrees, where its manifest has it."""
-        angle = _angle(photograph, self.settings) if told is None else told
+        angle = _angle(told, self.settings, photograph)
         return Frame(photograph, self.pipeline.prepare(photograph.pixels, angle), angle)
 
     def infer(self, files: Sequence[Prepared]) -> list[Inferred | StageError]:
@@ -273,10 +273,10 @@ def _spacing(photograph: Photograph, given: float | None) -> tuple[float, float]
     return (float(found[0]), float(found[1])) if all(found) else None  # type: ignore[arg-type]
 
 
-def _angle(photograph: Photograph, settings: Settings) -> float | None:
-    """Degrees of view: what the user says, or what the file says."""
-    found: Any = photograph.details.get("angle_of_view_deg")
-    return found if settings.angle is None else settings.angle
+def _angle(told: float | None, settings: Settings, photograph: Photograph) -> float | None:
+    """Degrees of view: what the manifest says of the photograph, else the user of all, else the file."""
+    known: tuple[Any, ...] = (told, settings.angle, photograph.details.get("angle_of_view_deg"))
+    return next((angle for angle in known if angle is not None), None)
 
 
 def _scale(spacing: tuple[float, float] | None) -> float | None:
