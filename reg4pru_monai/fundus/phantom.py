@@ -1,8 +1,9 @@
 """Procedural fundus photographs with their exact vessel masks, for the demo and for tests, never for claims."""
 
 import json
+import math
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,18 @@ from PIL import Image
 from ..files import replacing
 from .io import write_mask
 from .layouts import DatasetError, listing
-from .phantom_painting import absorb, add_lesions, background, draw_vessels, make_canvas, photograph
+from .phantom_frames import REACH, Eye, Phantom, frame_eye, lay_out
+from .phantom_painting import (
+    Canvas,
+    absorb,
+    add_lesions,
+    background,
+    draw_vessels,
+    field_stop,
+    lay_canvas,
+    make_canvas,
+    photograph,
+)
 from .splits import SPLITS_FILE
 from .vessel_tree import ARTERY, VEIN, grow_vessels, random_anatomy
 
@@ -21,33 +33,53 @@ _SMALLEST_SIDE = 32
 _FOLDERS = ("images", "masks")
 
 
-@dataclass(frozen=True)
-class Phantom:
-    """A photograph. image: (H, W, 3) uint8; mask: (H, W) bool, vessels; fov: (H, W) bool, field of view."""
+def make_phantom(size: int | tuple[int, int] = 512, seed: int = 0, frame: str = "disc") -> Phantom:
+    """One phantom. seed: the same seed is the same eye at every size and in every frame. Raises ValueError.
 
-    image: np.ndarray
-    mask: np.ndarray
-    fov: np.ndarray
-
-
-def make_phantom(size: int | tuple[int, int] = 512, seed: int = 0) -> Phantom:
-    """One phantom. size: side or (H, W), px. seed: the same seed is the same eye at every size. Raises ValueError."""
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < _SMALLEST_SIDE:
+    frame: "disc", or another of FRAMES. size: side or (H, W), px; for frames other than "disc" the longer side or
+    (H, W). The border of a disc reaches half its brightness at 0.997 of the radius, that of the other frames at 1.
+    """
+    if min((size, size) if isinstance(size, int) else size) < _SMALLEST_SIDE:
         raise ValueError(f"size must be at least {_SMALLEST_SIDE} pixels, got {size}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
+    if frame != "disc":
+        layout = lay_out(frame, size, seed)
+        row, col = layout.centers[0]
+        return frame_eye(make_eye(layout.radius, seed, (row % 1, col % 1)), frame, size, seed)
+    height, width = (size, size) if isinstance(size, int) else size
+    image, mask, canvas = _paint(seed, lambda rng: make_canvas(height, width, rng), field_stop)
+    fov = canvas.distance((0, 0)) <= 1
+    row, col = canvas.pixels(np.zeros((1, 2)))[0] - 0.5
+    return Phantom(image, mask & fov, fov, (float(row), float(col)), 2 * canvas.radius)
+
+
+def make_eye(radius: float, seed: int = 0, fraction: tuple[float, float] = (0.0, 0.0)) -> Eye:
+    """The eye of make_phantom without an edge, to be framed many times. fraction: of a px, where its centre lies."""
+    side = 2 * (math.ceil(REACH * radius) + 1)
+    center = side // 2 + fraction[0], side // 2 + fraction[1]
+
+    def place(rng: np.random.Generator) -> Canvas:
+        mirrored = make_canvas(_SMALLEST_SIDE, _SMALLEST_SIDE, rng).mirrored
+        return lay_canvas((side, side), (center[0] + 0.5, center[1] + 0.5), radius, mirrored)
+
+    image, mask, _ = _paint(seed, place, lambda canvas: np.ones(canvas.shape, np.float32))
+    return Eye(image, mask, center, radius)
+
+
+def _paint(
+    seed: int, place: Callable[[np.random.Generator], Canvas], stop: Callable[[Canvas], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, Canvas]:
+    """The photograph (H, W, 3) uint8 of an eye, its vessels (H, W) bool, and where it lies."""
     eye, look, lesions, noise = (np.random.default_rng([seed, stream]) for stream in range(4))
     anatomy = random_anatomy(eye)
-    canvas = make_canvas(height, width, eye)
-    vessels = grow_vessels(anatomy, eye)
-    fov = canvas.distance((0, 0)) <= 1
-    covered = draw_vessels(vessels, canvas)
+    canvas = place(eye)
+    covered = draw_vessels(grow_vessels(anatomy, eye), canvas)
     image = background(canvas, anatomy, look)
     add_lesions(image, canvas, anatomy, lesions)
     absorb(image, canvas, covered, look)
-    mask = (np.maximum(covered[ARTERY].coverage, covered[VEIN].coverage) >= 0.5) & fov
-    return Phantom(photograph(image, canvas, noise), mask, fov)
+    mask = np.maximum(covered[ARTERY].coverage, covered[VEIN].coverage) >= 0.5
+    return photograph(image, canvas, noise, stop(canvas)), mask, canvas
 
 
 # --- sets of phantoms ------------------------------------------------------------------------------------------------

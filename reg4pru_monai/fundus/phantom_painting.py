@@ -47,9 +47,12 @@ def make_canvas(height: int, width: int, rng: np.random.Generator) -> Canvas:
     radius = side * rng.uniform(0.455, 0.49)
     row = height / 2 + side * rng.uniform(-0.01, 0.01)
     col = width / 2 + side * rng.uniform(-0.01, 0.01)
-    mirrored = bool(rng.random() < 0.5)
-    x = (np.arange(width, dtype=np.float32) + 0.5 - col) / radius
-    y = (np.arange(height, dtype=np.float32) + 0.5 - row) / radius
+    return lay_canvas((height, width), (row, col), radius, bool(rng.random() < 0.5))
+
+
+def lay_canvas(shape: tuple[int, int], center: tuple[float, float], radius: float, mirrored: bool) -> Canvas:
+    """A grid whose disc lies at center (row, col), px; pixel (i, j) has its centre at i + 0.5, j + 0.5."""
+    y, x = ((np.arange(side, dtype=np.float32) + 0.5 - c) / radius for side, c in zip(shape, center, strict=True))
     return Canvas((-x if mirrored else x)[None], y[:, None], radius, mirrored)
 
 
@@ -237,10 +240,14 @@ def _add_blot(
 # --- the camera ------------------------------------------------------------------------------------------------------
 
 
-def photograph(image: np.ndarray, canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
-    """Blur, the round field stop, sensor noise: (H, W, 3) uint8."""
+def field_stop(canvas: Canvas) -> np.ndarray:
+    """(H, W) float32: how much light the round stop lets through; soft, and dark where the mask ends."""
+    return _sigmoid((0.997 - canvas.distance((0, 0))) / 0.0022)
+
+
+def photograph(image: np.ndarray, canvas: Canvas, rng: np.random.Generator, stop: np.ndarray) -> np.ndarray:
+    """Blur, the field stop (H, W), sensor noise: (H, W, 3) uint8."""
     blur = rng.uniform(0.0012, 0.0026) * canvas.radius
-    stop = _sigmoid((0.997 - canvas.distance((0, 0))) / 0.0022)  # soft, and dark where the mask ends
     haze = rng.uniform(0.0, 0.1) * np.clip(canvas.distance((0, 0)) - 0.75, 0, 0.25) * 4
     level = rng.uniform(1.0, 2.6)
     for channel in range(3):
