@@ -12,7 +12,7 @@ import numpy as np
 
 from . import mask_metrics as cm
 from .files import table_reader
-from .fundus.fov import DEFAULT_DIAMETER, FieldOfView, detect_fov
+from .fundus import DEFAULT_DIAMETER, FieldOfView, detect_fov
 from .fundus.io import IMAGE_SUFFIXES, decode_image, has_two_values, mask_of, read_bytes, read_image
 from .fundus.layouts import LABEL_NAME, LAYOUTS, SECOND_OBSERVER_NAME, listing
 

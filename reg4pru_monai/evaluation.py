@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .accounting import compare_speed, count_flops, peak_memory, seconds
 from .environment import hardware
 from .files import replacing, write_rows
-from .fundus.fov import FieldOfView
+from .fundus import FieldOfView
 from .fundus.io import FundusReadError, read_image, read_mask
 from .mask_metrics import ComparisonMetrics, flat
 from .networks import Network, UNetSegmenter

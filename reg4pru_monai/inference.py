@@ -11,8 +11,8 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from .evaluation import predict
+from .fundus import DEFAULT_DIAMETER
 from .fundus.angle import checked_angle
-from .fundus.fov import DEFAULT_DIAMETER
 from .fundus.io import read_image
 from .fundus.rim import RIM
 from .networks import Network, build_network

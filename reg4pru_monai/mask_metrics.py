@@ -15,7 +15,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 from skimage.measure import euler_number, label
 
-from .fundus.fov import DEFAULT_DIAMETER, FieldOfView
+from .fundus import DEFAULT_DIAMETER, FieldOfView
 from .histograms import DEFAULT_BINS, ratio, reduce_histogram, score_histogram
 from .metrics import STORED_BINS, Statistic, VesselMetrics, bootstrap_interval, histogram_interval, skeleton_of
 

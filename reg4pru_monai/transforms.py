@@ -11,15 +11,15 @@ from monai.data import MetaTensor
 from monai.transforms import AsDiscreted, Compose, InvertibleTransform, MapTransform, Transform
 from scipy import ndimage
 
-from reg4pru_monai.fundus.angle import checked_angle, diameter_for
-from reg4pru_monai.fundus.fov import (
+from reg4pru_monai.fundus import (
     DEFAULT_DIAMETER,
     CanonicalFrame,
     FieldOfView,
     canonical_frame,
     detect_fov,
-    resize,
 )
+from reg4pru_monai.fundus.angle import checked_angle, diameter_for
+from reg4pru_monai.fundus.frame import resize
 from reg4pru_monai.fundus.io import DEFAULT_MAX_PIXELS, read_image, read_mask
 from reg4pru_monai.fundus.rim import mirror_rim
 
@@ -198,7 +198,7 @@ class NormalizeFundusd(Transform):
                 "the rim cannot be mirrored: no field of view in the image's meta; use CanonicalFundusd first"
             )
         fov = FieldOfView.from_dict(numbers)
-        if fov.full_frame:  # no disc, no rim
+        if not fov.has_rim:
             return pixels, inside
         return mirror_rim(pixels, CanonicalFrame(fov.shape, fov.box, inside.shape), fov, self.rim)
 

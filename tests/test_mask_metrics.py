@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_curve
 
 from reg4pru_monai import mask_metrics as cm
-from reg4pru_monai.fundus.fov import FieldOfView
+from reg4pru_monai.fundus import FieldOfView
 from reg4pru_monai.metrics import VesselMetrics, score_histogram
 
 

@@ -6,7 +6,7 @@ from scipy import ndimage
 from skimage.morphology import skeletonize
 
 from reg4pru_monai.batch.measurements import COLUMNS, measure_vessels
-from reg4pru_monai.fundus.fov import FieldOfView, detect_fov
+from reg4pru_monai.fundus import FieldOfView, detect_fov
 from reg4pru_monai.fundus.io import read_image, read_mask
 from reg4pru_monai.fundus.phantom import Phantom, make_phantom
 

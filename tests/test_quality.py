@@ -4,7 +4,7 @@ from PIL import Image
 from scipy import ndimage
 
 from reg4pru_monai.batch.quality import COLUMNS, quality_indicators
-from reg4pru_monai.fundus.fov import FieldOfView, detect_fov
+from reg4pru_monai.fundus import FieldOfView, detect_fov
 from reg4pru_monai.fundus.io import read_image
 from reg4pru_monai.fundus.phantom import make_phantom
 

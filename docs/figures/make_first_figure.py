@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from monai.data import MetaTensor
 from torch import Tensor
 
-from reg4pru_monai.fundus.fov import FieldOfView, canonical_frame
+from reg4pru_monai.fundus import FieldOfView, canonical_frame
 from reg4pru_monai.fundus.io import read_image
 from reg4pru_monai.inference import Pipeline, load_pipeline
 from reg4pru_monai.plots import token_map

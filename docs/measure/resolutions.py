@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from reg4pru_monai.bundle import entries
-from reg4pru_monai.fundus.fov import detect_fov
+from reg4pru_monai.fundus import detect_fov
 from reg4pru_monai.fundus.io import read_image, read_mask
 from reg4pru_monai.inference import Pipeline, load_pipeline
 from reg4pru_monai.release.degradations import levels, scaled, scaled_mask

@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from skimage.morphology import skeletonize
 
-from ..fundus.fov import FieldOfView
+from ..fundus import FieldOfView
 from .columns import Column
 
 _SMOOTHING = 1 / 250  # of the FOV diameter, the width of the Gaussian that takes the pixel steps out of centre lines

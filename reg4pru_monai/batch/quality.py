@@ -12,7 +12,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from ..fundus.fov import FieldOfView, canonical_frame
+from ..fundus import FieldOfView, canonical_frame
 from .columns import Column
 
 _DIAMETER = 512  # px of the field of view in the working copy; all the following px are px of that copy

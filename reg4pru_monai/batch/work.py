@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from torch import Tensor
 
 from ..evaluation import restored
-from ..fundus.fov import FieldOfView
+from ..fundus import FieldOfView
 from ..inference import Pipeline
 from .failures import (
     DeviceError,

@@ -1,12 +1,8 @@
 """Fundus photographs: decoding, field of view, canonical scale; data sets and phantoms in their own modules."""
 
-from reg4pru_monai.fundus.fov import (
-    DEFAULT_DIAMETER,
-    CanonicalFrame,
-    FieldOfView,
-    canonical_frame,
-    detect_fov,
-)
+from reg4pru_monai.fundus.detection import detect_fov
+from reg4pru_monai.fundus.fov import FieldOfView
+from reg4pru_monai.fundus.frame import DEFAULT_DIAMETER, CanonicalFrame, canonical_frame
 from reg4pru_monai.fundus.io import (
     DEFAULT_MAX_PIXELS,
     IMAGE_SUFFIXES,

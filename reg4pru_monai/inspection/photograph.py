@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import replacing
-from ..fundus.fov import CanonicalFrame, FieldOfView
+from ..fundus import CanonicalFrame, FieldOfView
 from ..fundus.io import read_image
 from ..inference import Pipeline
 from ..networks import transformer

@@ -9,7 +9,7 @@ from skimage.util import img_as_ubyte
 from tqdm import tqdm
 
 from ..evaluation import predict
-from ..fundus.fov import FieldOfView, detect_fov
+from ..fundus import FieldOfView, detect_fov
 from ..fundus.io import read_image, read_mask
 from ..histograms import DEFAULT_BINS, average_precision_from_histogram, score_bins, score_histogram
 from ..inference import Pipeline

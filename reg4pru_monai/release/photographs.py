@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..batch.quality import quality_indicators
-from ..fundus.fov import detect_fov
+from ..fundus import detect_fov
 from ..fundus.io import read_image
 
 INDICATORS = ("focus", "contrast", "illumination_mean", "illumination_evenness")

@@ -20,7 +20,7 @@ from ..bundle import dataset, entries
 from ..configuration import configuration_digest, data_digest
 from ..evaluation import predict
 from ..files import replacing
-from ..fundus.fov import FieldOfView
+from ..fundus import FieldOfView
 from ..fundus.io import read_mask
 from ..inference import Pipeline, load_pipeline
 from ..metrics import VesselMetrics
