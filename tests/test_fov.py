@@ -46,12 +46,15 @@ def test_disc_is_found(name: str) -> None:
     size, center, diameter, options = DISCS[name]
     fov = detect_fov(photograph(size, center, diameter, **options))
     assert not fov.full_frame
-    assert fov.confidence > 0.9
-    assert fov.diameter == pytest.approx(diameter, rel=0.02)
-    np.testing.assert_allclose(fov.center, center, atol=0.005 * diameter)
+    if diameter > np.hypot(*size):  # no frame shows enough of such a disc to be sure of it
+        assert fov.doubtful
+    else:
+        assert fov.confidence > 0.9
+    assert fov.diameter == pytest.approx(diameter, rel=0.005)
+    np.testing.assert_allclose(fov.center, center, atol=0.003 * diameter)
     rows, cols = np.mgrid[: size[0], : size[1]]
     truth = np.hypot(rows - center[0], cols - center[1]) <= diameter / 2
-    assert (fov.mask & truth).sum() / (fov.mask | truth).sum() > 0.97
+    assert (fov.mask & truth).sum() / (fov.mask | truth).sum() > 0.995
     assert fov.mask.shape == size
     r0, c0, r1, c1 = fov.box
     inside_rows, inside_cols = np.flatnonzero(fov.mask.any(axis=1)), np.flatnonzero(fov.mask.any(axis=0))

@@ -47,9 +47,9 @@ _SURE = 0.96
 _CONTRAST = 0.5  # of the step at the edge, as a share of what tells the disc from the background
 _REACH = 3.0  # px on both sides of the coarse edge, where the fine one is looked for
 _SAMPLES = 31
-_FAINT = 0.25  # of the usual step at the edge: less is no edge
+_FAINT = 0.12  # of the usual step at the edge: less is no edge
 _SHARP = 0.35  # share of the samples on which a sharp step is neither inside nor outside
-_UNSURE = 0.5  # confidence of a disc that is larger than the frame
+_UNSURE = 0.5  # confidence of a disc that is larger than the frame, or has its centre outside
 _PANEL = 0.1  # of the frame
 
 
@@ -58,7 +58,7 @@ class TwoDiscsError(ValueError):
 
 
 class _Copy(NamedTuple):
-    """pixels: (3, h, w) float32 in [0, 1], smoothed. step: px of the photograph per pixel. skip: taken every so many."""
+    """pixels: (3, h, w) float32 in [0, 1], smoothed. step: px of the photograph per pixel. skip: px between samples."""
 
     pixels: np.ndarray
     step: float
@@ -97,10 +97,12 @@ def detect_fov(image: np.ndarray) -> FieldOfView:
     if panel is None:
         return _whole_frame(image.shape[:2])
     r0, c0, r1, c1 = _box_in(copy, panel, image.shape[:2])
-    inner = detect_fov(image[r0:r1, c0:c1]) if (r1 - r0) * (c1 - c0) < image.shape[0] * image.shape[1] else None
-    if inner is None or inner.full_frame:
-        return _field_of_view(image, copy, panel)
-    return inner.moved((r0, c0), (image.shape[0], image.shape[1]))
+    upright = panel.region.sum() > _SURE * np.prod(np.ptp(np.argwhere(panel.region), axis=0) + 1)
+    if upright and (r1 - r0, c1 - c0) != image.shape[:2]:
+        inner = detect_fov(image[r0:r1, c0:c1])
+        if not inner.full_frame:
+            return inner.moved((r0, c0), (image.shape[0], image.shape[1]))
+    return _field_of_view(image, copy, panel)
 
 
 def _small_copy(image: np.ndarray) -> _Copy:
@@ -209,8 +211,11 @@ def _without_lines(points: np.ndarray) -> np.ndarray:
 
 
 def _plausible(disc: Curve | Outline, shape: tuple[int, ...]) -> bool:
-    in_frame = all(0 <= middle <= side - 1 for middle, side in zip(disc.center, shape, strict=True))
-    return in_frame and _MIN_RADIUS <= disc.radius <= math.hypot(*shape)
+    return _MIN_RADIUS <= disc.radius <= math.hypot(*shape) and _is_in(disc.center, shape, 0.1 * disc.radius)
+
+
+def _is_in(center: tuple[float, float], shape: tuple[int, ...], slack: float = 0.0) -> bool:
+    return all(-slack <= middle <= side - 1 + slack for middle, side in zip(center, shape, strict=True))
 
 
 def _inliers(points: np.ndarray, largest: float) -> np.ndarray:
@@ -294,7 +299,9 @@ def _field_of_view(image: np.ndarray, copy: _Copy, found: _Candidate) -> FieldOf
     tolerance = max(1.0, _ON * coarse) if disc else _TOLERANCE
     outline = fit_outline(rays, coarse, tolerance, sharp, disc)
     confidence = _overlap(found.outline, found.region) * outline.support if disc else 0.0
-    if disc and 2 * outline.radius > math.hypot(*shape):
+    if disc and confidence < _MIN_CONFIDENCE:
+        return _whole_frame(shape)
+    if not _is_in(outline.center, shape) or 2 * outline.radius > math.hypot(*shape):
         confidence = min(confidence, _UNSURE)
     box = _box(outline, shape)
     diameter = 2 * outline.radius if disc else math.hypot(box[2] - box[0], box[3] - box[1])

@@ -101,7 +101,7 @@ class FieldOfView:
             (r0, c0, r1, c1),
             float(numbers["confidence"]),
             bool(numbers["full_frame"]),
-            tuple(float(value) for value in numbers.get("edge", ())),
+            tuple(float(value) for value in numbers.get("edge") or ()),
         )
 
 

@@ -72,7 +72,7 @@ class Outline(NamedTuple):
     """center: (row, col). radius: px, of the disc. edge: (RAYS,) px to the visible edge. lines: the cuts.
 
     arc: share of all rays that were found to end on the disc. support: share of the visible rays that were found to
-    end on the outline.
+    end on the outline, or, if that is less, of those through its arcs that were found to end on them.
     """
 
     center: tuple[float, float]
@@ -116,8 +116,11 @@ def fit_outline(rays: Rays, radius: float, tolerance: float, notches: np.ndarray
         order = np.argsort(angle)
         depth = np.interp(ANGLES, angle[order], np.where(notch, gap, 0)[order], period=2 * math.pi)
         edge = edge - np.maximum(depth, 0)
-    support = (on | notch).sum() / max(int(rays.visible.sum()), 1)
-    return Outline(curve.center, curve.radius, edge, lines, on_arc.sum() / RAYS, support)
+    support = on.sum() / max(int(rays.visible.sum()), 1)
+    if disc:
+        on_curve = rays.visible & (shape(ANGLES) == curve.at(ANGLES))
+        support = min(support, on_arc.sum() / max(int(on_curve.sum()), 1))
+    return Outline(curve.center, curve.radius, edge, lines, float(on_arc.sum() / RAYS), float(support))
 
 
 def fitted_circle(points: np.ndarray) -> Curve:
@@ -135,7 +138,7 @@ def _polar(points: np.ndarray, center: tuple[float, float]) -> tuple[np.ndarray,
 
 def _curve(points: np.ndarray, first: Curve, tolerance: float) -> Curve:
     """The circle through most points near the first guess, or an ellipse where that explains many more."""
-    angle, distance = _polar(points, first.center)
+    _, distance = _polar(points, first.center)
     near = points[np.abs(distance - first.radius) < max(_NEAR * first.radius, 3 * tolerance)]
     if len(near) < _MIN_POINTS:
         return first

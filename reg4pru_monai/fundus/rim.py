@@ -21,7 +21,7 @@ def mirror_rim(image: np.ndarray, frame: CanonicalFrame, fov: FieldOfView, rim: 
 
     image: (C, h, w) float32 at canonical scale, the crop of ``frame``. rim: its width as a share of the diameter; at
     least ``NARROWEST`` pixels of the photograph.
-    Returns the image and where it is defined, (h, w) bool: the field of view and a ring of ``REACH`` times the diameter.
+    Returns the image and where it is defined, (h, w) bool: the field of view and ``REACH`` diameters beyond its edge.
     """
     r0, c0, r1, _ = frame.box
     scale = frame.size[0] / (r1 - r0)
