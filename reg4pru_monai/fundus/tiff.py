@@ -31,6 +31,8 @@ def _full_resolution(file: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
     except Exception:  # a photograph with a damaged description is still a photograph
         pages = [page.aspage() for page in file.pages]
         series = [tifffile.TiffPageSeries([page], page.shape, page.dtype, page.axes) for page in pages]
+    if not series:
+        raise Refused("holds no picture; copy or export it again")
     return [each for each in series if not (each.keyframe.is_reduced or each.keyframe.is_mask)] or series
 
 
