@@ -13,7 +13,7 @@ import numpy as np
 from . import mask_metrics as cm
 from .files import table_reader
 from .fundus import DEFAULT_DIAMETER, FieldOfView, detect_fov
-from .fundus.io import IMAGE_SUFFIXES, decode_image, has_two_values, mask_of, read_bytes, read_image
+from .fundus.io import IMAGE_SUFFIXES, decode_grey, has_two_values, mask_of, read_bytes, read_grey, read_image
 from .fundus.layouts import LABEL_NAME, LAYOUTS, SECOND_OBSERVER_NAME, listing
 
 LABEL_MAP = 15  # of 255 or 65535: the highest value of all predictions that is taken for the number of a class
@@ -263,14 +263,14 @@ def holds_probabilities(path: Path) -> bool:
     data = read_bytes(path)
     if data.startswith(b"\xff\xd8\xff"):
         return False
-    return not has_two_values(decode_image(data, path).max(axis=2))
+    return not has_two_values(decode_grey(data, path))
 
 
 def _check_no_label_maps(paths: Iterable[Path]) -> None:
     """Raise ValueError where no value of any file is above LABEL_MAP: read as probabilities, all would be about 0."""
     highest: dict[Path, int] = {}
     for path in paths:
-        grey = read_image(path)
+        grey = read_grey(path)
         highest[path] = round(float(grey.max()) * (1 if grey.dtype == np.uint8 else 65535))
         if highest[path] > LABEL_MAP:
             return
@@ -283,7 +283,7 @@ def _check_no_label_maps(paths: Iterable[Path]) -> None:
 
 def _mask(path: Path) -> np.ndarray:
     """(H, W) bool. Raises ValueError for a label map and for a picture, which have other values than a mask."""
-    grey = read_image(path).max(axis=2)
+    grey = read_grey(path)
     if not has_two_values(grey):
         unit = grey / np.float32(255) if grey.dtype == np.uint8 else grey
         if unit.max() <= LABEL_MAP / 255:
@@ -300,7 +300,7 @@ def read_prediction(path: Path, probabilities: bool) -> np.ndarray:
     """(H, W) float32 in [0, 1]: the values over their highest possible one, or of masks 0 and 1."""
     if not probabilities:
         return _mask(path).astype(np.float32)
-    grey = read_image(path).max(axis=2)
+    grey = read_grey(path)
     return grey / np.float32(255) if grey.dtype == np.uint8 else grey
 
 

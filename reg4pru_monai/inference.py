@@ -14,6 +14,7 @@ from .evaluation import predict
 from .fundus import DEFAULT_DIAMETER
 from .fundus.angle import checked_angle
 from .fundus.io import read_image
+from .fundus.picture import BLACK, is_black
 from .fundus.rim import RIM
 from .networks import Network, build_network
 from .policies import build_policy
@@ -189,6 +190,8 @@ def _planes(pixels: np.ndarray) -> MetaTensor:
         pixels = pixels / np.float32(255)
     elif pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):
         raise ValueError(f"photograph must be uint8, or float in [0, 1], got {_extent(pixels)}; scale it first")
+    if is_black(pixels):
+        raise ValueError(f"photograph {BLACK}")
     return MetaTensor(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)))
 
 

@@ -210,10 +210,15 @@ def test_bad_files_are_named_and_harm_no_other(photographs: Path, finished: Path
 def test_unusual_photographs_are_segmented(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name, shape in (("pixel", (1, 1)), ("line", (1, 50)), ("black", (40, 40)), ("grey", (30, 60))):
-        Image.fromarray(np.zeros((*shape, 3), np.uint8) + (name == "grey") * 128).save(tmp_path / "in" / f"{name}.png")
+        Image.fromarray(np.full((*shape, 3), 128 * (name != "black"), np.uint8)).save(tmp_path / "in" / f"{name}.png")
     summary = segment(tmp_path / "in", tmp_path / "out")
-    assert (summary.done, summary.failed) == (4, 0)
+    assert (summary.done, summary.failed) == (3, 1)
+    (error,) = table(tmp_path / "out", "errors.csv")
+    assert (error["path"], error["message"][:25]) == ("black.png", "holds nothing but black, ")
+    assert error["remedy"] == "Look at it in a viewer, and export it again or leave it out."
     for row in table(tmp_path / "out"):
+        if row["status"] == "failed":
+            continue
         assert row["fov_full_frame"] == "1"
         mask = read_mask(tmp_path / "out" / "masks" / f"{row['path']}.png")
         assert mask.shape == (int(row["height_px"]), int(row["width_px"]))

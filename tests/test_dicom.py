@@ -1,3 +1,4 @@
+import io
 import logging
 import re
 import struct
@@ -11,6 +12,7 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import pytest
+from PIL import Image, ImageCms
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra [dicom]")
 
@@ -19,7 +21,7 @@ from pydicom import uid  # noqa: E402
 from batches import segment, table  # noqa: E402
 from dicoms import COLUMNS, GREY, GREY3, RGB, ROWS, SECRET, data_set, encapsulated, jpeg, native, save, ybr  # noqa: E402
 from reg4pru_monai.batch.photograph import Source, read_photographs  # noqa: E402
-from reg4pru_monai.fundus import FundusReadError  # noqa: E402
+from reg4pru_monai.fundus import FundusReadError, read_image  # noqa: E402
 
 DEEP = (GREY.astype(np.uint16) << 4) + 5  # 12 bits
 DEEP_RGB = (RGB.astype(np.uint16) << 8) + 77
@@ -167,6 +169,66 @@ def test_lossless_codecs(tmp_path: Path, codec: str) -> None:
     if codec != "htj2k":  # whose encoder here writes 16 bits for 12
         deep = encapsulated(tmp_path / "c", [encode(DEEP, 12)], DEEP, syntax, BitsStored=12)
         np.testing.assert_array_equal(only(deep)[..., 0], DEEP / np.float32(4095))
+
+
+@pytest.mark.parametrize("reversible", [True, False])
+@pytest.mark.parametrize("codec", ["j2k", "jp2"])
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"])
+def test_jpeg_2000_says_itself_whether_it_transformed_colours(
+    tmp_path: Path, reversible: bool, codec: str, photometric: str
+) -> None:
+    """Where it did not, its label counts: then YBR_FULL are the values themselves."""
+    label = {"PhotometricInterpretation": photometric}
+    options = {"level": 0, "reversible": reversible, "codecformat": codec}
+    stream = imagecodecs.jpeg2k_encode(RGB, mct=True, **options)
+    path = encapsulated(tmp_path / "a", [stream], RGB, uid.JPEG2000, **label)
+    assert np.abs(only(path).astype(int) - RGB).max() <= 3
+    values = ybr(RGB) if photometric.startswith("YBR_FULL") else RGB
+    plain = imagecodecs.jpeg2k_encode(values, mct=False, **options)
+    path = encapsulated(tmp_path / "b", [plain], RGB, uid.JPEG2000, **label)
+    assert np.abs(only(path).astype(int) - RGB).max() <= 4
+
+
+def test_case_of_jpeg_2000(cases: Path) -> None:
+    folder = cases / "dicom_j2k_mct_labelled_ybr"
+    (photograph,) = read_photographs(folder / "d05c.dcm").photographs
+    assert np.abs(photograph.pixels.astype(int) - read_image(folder / "plain.png")).mean() < 1
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_colour_profile_is_applied(tmp_path: Path, compressed: bool) -> None:
+    icc = bytes(imagecodecs.cms_profile("adobergb"))
+    there = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+    srgb = np.full((ROWS, COLUMNS, 3), (180, 90, 60), np.uint8)
+    stored = np.asarray(ImageCms.profileToProfile(Image.fromarray(srgb), ImageCms.createProfile("sRGB"), there))
+    assert np.abs(stored.astype(int) - srgb).max() > 10
+    for name, profile, expected in (("a", icc, srgb), ("b", b"broken", stored), ("c", b"", stored)):
+        path = (
+            encapsulated(tmp_path / name, [jpeg(stored)], stored, uid.JPEGBaseline8Bit, ICCProfile=profile)
+            if compressed
+            else native(tmp_path / name, stored, ICCProfile=profile)
+        )
+        assert np.abs(only(path).astype(int) - expected).max() <= 3
+
+
+@pytest.mark.parametrize("colours", [GREY, RGB], ids=["grey", "RGB"])
+def test_values_of_fewer_bits_than_stored(tmp_path: Path, colours: np.ndarray) -> None:
+    """Where BitsStored says no more than BitsAllocated; where it says fewer, it is believed."""
+    expected = GREY3 if colours is GREY else RGB
+    np.testing.assert_array_equal(only(native(tmp_path / "a", colours.astype(np.uint16))), expected)
+    inverse = {"PhotometricInterpretation": "MONOCHROME1"} if colours is GREY else {}
+    if inverse:
+        np.testing.assert_array_equal(only(native(tmp_path / "b", 255 - colours.astype(np.uint16), **inverse)), GREY3)
+    believed = native(tmp_path / "c", colours.astype(np.uint16), BitsStored=12)
+    np.testing.assert_allclose(only(believed), expected / np.float32(4095), atol=1e-6)
+
+
+def test_nothing_but_black(tmp_path: Path) -> None:
+    black = r"holds nothing but black, or is transparent everywhere"
+    assert reason(native(tmp_path / "a", RGB * 0)).startswith(f"{black}; look at it in a viewer")
+    frames = np.stack([RGB, RGB * 0])
+    said = reason(native(tmp_path / "b", RGB, frames.tobytes(), frames=2))
+    assert said.startswith(f"{black} (frame 2); look at it in a viewer")
 
 
 def test_jpeg_of_12_bits(tmp_path: Path) -> None:
@@ -391,7 +453,7 @@ def test_personal_and_unknown_identifiers_are_refused(tmp_path: Path, keyword: s
         ({"NumberOfFrames": 2}, "cut off"),
         ({"NumberOfFrames": 0}, "NumberOfFrames (0028,0008) that is not 1 to"),
         ({"Rows": 60000, "Columns": 60000}, "60000 x 60000 pixels, more than max_pixels=150000000"),
-        ({"NumberOfFrames": 2**31 - 1}, "2147483647 frames (0028,0008) of 32 x 24 pixels, more than 4 times"),
+        ({"NumberOfFrames": 2**31 - 1}, "2147483647 frames of 32 x 24 pixels, more than 4 times"),
     ],
 )  # fmt: skip
 def test_wrong_elements_are_refused(tmp_path: Path, elements: dict[str, Any], said: str) -> None:

@@ -192,6 +192,85 @@ def test_damaged_exif_does_not_lose_the_photograph(tmp_path: Path) -> None:
     assert read_image(path).shape == RGB.shape
 
 
+def _chunk(kind: bytes, content: bytes, checksum: int = 0) -> bytes:
+    right = zlib.crc32(kind + content)
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", right ^ checksum)
+
+
+def _turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return exif.tobytes()[6:]
+
+
+HARMLESS = {
+    "long text": _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3 * 2**20))),
+    "many texts": _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**20 - 1))) * 70,
+    "international text": _chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(3 * 2**20))),
+    "long profile": _chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(3 * 2**19))),
+    "no profile": _chunk(b"iCCP", b"name\0\0"),
+    "wrong checksum": _chunk(b"tEXt", b"Comment\0hello", checksum=1),
+    "wrong checksum of a profile": _chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(99)), checksum=1),
+    "short gamma": _chunk(b"gAMA", b"\0"),
+    "short resolution": _chunk(b"pHYs", b"\0"),
+    "unknown": _chunk(b"abCD", bytes(9)),
+}
+
+
+@pytest.mark.parametrize("damage", HARMLESS)
+def test_damaged_metadata_of_png_lose_neither_photograph_nor_orientation(tmp_path: Path, damage: str) -> None:
+    whole = _encoded("PNG")
+    expected = np.asarray(Image.open(io.BytesIO(whole)))
+    (tmp_path / "a.png").write_bytes(whole[:33] + HARMLESS[damage] + whole[33:])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected)
+    for exif in (whole[:33] + HARMLESS[damage] + _chunk(b"eXIf", _turned()) + whole[33:],
+                 whole[:-12] + HARMLESS[damage] + _chunk(b"eXIf", _turned()) + whole[-12:]):  # fmt: skip
+        (tmp_path / "a.png").write_bytes(exif)
+        np.testing.assert_array_equal(read_image(tmp_path / "a.png"), expected[::-1, ::-1])
+
+
+def test_damaged_image_data_of_png_are_noticed(tmp_path: Path) -> None:
+    """Whatever else is wrong: a wrong checksum of what makes the image, or an end that is missing."""
+    whole = _encoded("PNG")
+    at = whole.index(b"IDAT")
+    length = struct.unpack(">I", whole[at - 4 : at])[0]
+    for bad in (
+        whole[: at + 4 + length] + b"\0\0\0\0" + whole[at + 8 + length :],
+        whole[:-12],
+        whole[: at + 50] + bytes([whole[at + 50] ^ 1]) + whole[at + 51 :],
+        whole[:16] + b"\0\0\0\x41" + whole[20:],
+    ):
+        (tmp_path / "a.png").write_bytes(bad)
+        with pytest.raises(FundusReadError, match="cannot be decoded"):
+            read_image(tmp_path / "a.png")
+
+
+def test_a_large_profile_is_applied_and_a_bomb_is_not_inflated(tmp_path: Path) -> None:
+    whole = _encoded("PNG")
+    profile = bytes(imagecodecs.cms_profile("adobergb"))
+    padded = struct.pack(">I", 2**21) + profile[4:] + bytes(2**21 - len(profile))
+    (tmp_path / "a.png").write_bytes(whole[:33] + _chunk(b"iCCP", b"a\0\0" + zlib.compress(padded)) + whole[33:])
+    Image.open(io.BytesIO(whole)).save(tmp_path / "b.png", icc_profile=profile)
+    large, small = read_image(tmp_path / "a.png"), read_image(tmp_path / "b.png")
+    np.testing.assert_array_equal(large, small)
+    assert (large != np.asarray(Image.open(io.BytesIO(whole)))).any()
+    bomb = zlib.compress(bytes(2**28))
+    (tmp_path / "c.png").write_bytes(whole[:33] + _chunk(b"iCCP", b"a\0\0" + bomb) + whole[33:])
+    tracemalloc.start()
+    try:
+        read_image(tmp_path / "c.png")
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["badcrc.png", "bigtext.png", "icc_empty.jpg", "jfif_short.jpg"])
+def test_cases_of_damaged_metadata(cases: Path, name: str) -> None:
+    folder = cases / "harmless_metadata_loses_photograph"
+    difference = np.abs(read_image(folder / name).astype(int) - read_image(folder / "plain.png"))
+    assert difference.mean() < (2 if name.endswith("jpg") else 0.001)
+
+
 def test_content_decides_not_the_suffix(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(tmp_path / "a.jpg", format="PNG")
     Image.fromarray(RGB).save(tmp_path / "noname", format="BMP")
@@ -412,6 +491,6 @@ def test_memory_that_runs_out_is_no_damage(tmp_path: Path, monkeypatch: pytest.M
         raise MemoryError
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    monkeypatch.setattr("reg4pru_monai.fundus.io._upright", decode)
+    monkeypatch.setattr("reg4pru_monai.fundus.picture._upright", decode)
     with pytest.raises(MemoryError):
         read_image(tmp_path / "a.png")

@@ -102,7 +102,7 @@ def test_what_encoders_leave_before_the_end(tmp_path: Path, kind: str) -> None:
         assert_intact(tmp_path, whole[:-2] + left + END)
 
 
-@pytest.mark.parametrize("value", [0, 128, 255])
+@pytest.mark.parametrize("value", [8, 128, 255])
 @EVERY_KIND
 def test_flat_images_are_long_runs_of_one_code(tmp_path: Path, kind: str, value: int) -> None:
     """Zeros alone say nothing: with a table of its own, an even area may be coded as zeros."""
@@ -140,6 +140,43 @@ def test_faults_of_headers_that_do_no_harm(tmp_path: Path) -> None:
     assert_intact(tmp_path, whole[:first] + b"junk" * 30 + b"\xff\xfe\0\x04hi" + whole[first:])
     assert_intact(tmp_path, whole.replace(b"JFIF\0\x01", b"JFIF\0\x09"))
     assert_intact(tmp_path, encoded(icc_profile=b"no profile"))
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content
+
+
+SHORT = {
+    "JFIF": segment(0xE0, b"JFIF\0"),
+    "EXIF": segment(0xE1, b"Exif\0\0"),
+    "empty EXIF": segment(0xE1, b""),
+    "profile": segment(0xE2, b"ICC_PROFILE\0"),
+    "profile without content": segment(0xE2, b"ICC_PROFILE\0\1\1"),
+    "profile of two parts": segment(0xE2, b"ICC_PROFILE\0\1\2abc"),
+    "many pictures": segment(0xE2, b"MPF\0"),
+    "Photoshop": segment(0xED, b"Photoshop 3.0\x008BIM\4\4"),
+    "Adobe": segment(0xEE, b"Adobe"),
+    "Adobe without transformation": segment(0xEE, b"Adobe\0\x64\0\0\0\0"),
+    "comment": segment(0xFE, b""),
+}
+
+
+@pytest.mark.parametrize("kind", ["plain", "progressive", "grey"])
+@pytest.mark.parametrize("name", SHORT)
+def test_segments_shorter_than_their_standard_lose_nothing(tmp_path: Path, kind: str, name: str) -> None:
+    """Neither the photograph nor the EXIF and the profile that stand whole beside them."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    whole = encoded(kind)
+    first = 4 + int.from_bytes(whole[4:6], "big")
+    for good in (whole, whole[:2] + whole[first:]):  # with and without JFIF of its own
+        (tmp_path / "a.jpg").write_bytes(good[:2] + SHORT[name] + good[2:])
+        np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), by_pillow(whole))
+    turned = encoded(kind, exif=exif)
+    (tmp_path / "a.jpg").write_bytes(turned[:2] + SHORT[name] + turned[2:])
+    if "EXIF" not in name:
+        np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), by_pillow(whole)[::-1, ::-1])
+    assert_damaged(tmp_path, turned[:2] + SHORT[name] + turned[2:-5000])
 
 
 def test_the_strict_decoder_leaves_other_kinds_to_others() -> None:

@@ -57,9 +57,9 @@ def test_read_gives_what_the_files_hold(pair: dict[str, str]) -> None:
 
 
 def test_read_keeps_16_bits(tmp_path: Path) -> None:
-    Image.fromarray(np.full((4, 6), 1000, np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(np.full((4, 6), 50_001, np.uint16)).save(tmp_path / "a.png")
     image = ReadFundusd()({"image": tmp_path / "a.png"})["image"]
-    np.testing.assert_allclose(image.numpy(), 1000 / 65535, rtol=1e-5)
+    np.testing.assert_allclose(image.numpy(), 50_001 / 65535, rtol=1e-6)
 
 
 def test_read_refuses_a_mask_of_another_size(pair: dict[str, str]) -> None:

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..fundus.angle import checked_angle
-from ..fundus.io import RAISE_LIMIT, FundusReadError
+from ..fundus.io import FundusReadError
+from ..fundus.picture import Refused, check_size
 from .columns import Value
-from .dicom_frames import CODECS, JPEG_2000, NATIVE, Layout, Refused, decode_frame
+from .dicom_frames import CODECS, JPEG_2000, NATIVE, Layout, decode_frame
 
 INSTALL = 'pip install "reg4pru-monai[dicom]"'
 
@@ -45,8 +46,6 @@ _COLOURS = {
     "YBR_RCT": 3,
 }
 _AGAIN = "export it again from the camera or the archive"
-# A sequence of frames of the largest size that is read at all: more is a damaged or hostile file.
-_MAX_FULL_FRAMES = 4
 _ONE_LINE = ("AE", "AS", "CS", "DA", "DS", "DT", "FD", "FL", "IS", "LO", "SH", "SL", "SS", "TM", "UI", "UL", "US")
 _PERSONAL = re.compile("Birth|Death|Address|Telephone|Telecom|Residence|CameraOwner|ContactDisplay")
 _MAX_TEXT = 64  # of the representations LO, SH and UI (PS3.5 table 6.2-1)
@@ -64,7 +63,10 @@ class DicomPhotographs(NamedTuple):
     def frame(self, number: int) -> np.ndarray:
         """Frame 1 … frames: (H, W, 3) uint8, or float32 in [0, 1] above 8 bits. Raises FundusReadError."""
         with without_values(self.path):
-            return decode_frame(self.data, self.dataset, self.layout, number - 1)
+            try:
+                return decode_frame(self.data, self.dataset, self.layout, number - 1)
+            except Refused as refused:
+                raise (refused.within(f"frame {number}") if self.layout.frames > 1 else refused) from None
 
 
 def is_dicom(head: bytes) -> bool:
@@ -173,7 +175,7 @@ def _layout(data: bytes, dataset: Any, start: int, max_pixels: int) -> Layout:
     value = start + (8 if implicit else 12)
     length = int.from_bytes(data[value - 4 : value], "big" if order == "big" else "little")
     layout = _image_pixel(dataset, syntax, value)
-    _check_size(layout, max_pixels)
+    check_size(layout.columns, layout.rows, max_pixels, layout.frames)
     if syntax in NATIVE:
         _check_native_length(layout, length, len(data) - value)
     elif length != 0xFFFFFFFF or layout.frames * 8 > len(data) - value:  # 8 bytes are the header of a fragment
@@ -244,17 +246,6 @@ def _tag(keyword: str) -> str:
 
     tag = tag_for_keyword(keyword) or 0
     return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
-
-
-def _check_size(layout: Layout, max_pixels: int) -> None:
-    pixels = layout.rows * layout.columns
-    if pixels > max_pixels:
-        raise Refused(f"has {layout.columns} x {layout.rows} pixels, more than max_pixels={max_pixels}; {RAISE_LIMIT}")
-    if layout.frames * pixels > _MAX_FULL_FRAMES * max_pixels:
-        raise Refused(
-            f"has {layout.frames} frames (0028,0008) of {layout.columns} x {layout.rows} pixels, more than "
-            f"{_MAX_FULL_FRAMES} times max_pixels={max_pixels}; {RAISE_LIMIT}"
-        )
 
 
 def _check_native_length(layout: Layout, length: int, available: int) -> None:

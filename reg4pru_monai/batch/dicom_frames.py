@@ -8,18 +8,16 @@ from typing import Any, NamedTuple
 import imagecodecs
 import numpy as np
 
-from ..fundus.jpeg import DamagedJpeg, decode_strictly
+from ..fundus.jpeg import DamagedJpeg, decode_strictly, segments
+from ..fundus.picture import Picture, Refused, photograph
 
 NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (90, 91, 201, 202, 203))  # from 201: high-throughput
 _RLE = "1.2.840.10008.1.2.5"
 _LOSSY_JPEG = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51")
-_START_OF_FRAME = {*range(0xFFC0, 0xFFD0), 0xFFF7} - {0xFFC4, 0xFFC8, 0xFFCC}
+_START_OF_FRAME = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_J2K_START, _J2K_CODING_STYLE = b"\xff\x4f\xff\x51", 0x52  # the size always comes first (ISO/IEC 15444-1 A.5.1)
 _RGB_COMPONENTS = (b"RGB", b"rgb")
-
-
-class Refused(Exception):
-    """Why a file is refused, in words that quote no text of the data set."""
 
 
 class Layout(NamedTuple):
@@ -40,44 +38,42 @@ def decode_frame(data: bytes, dataset: Any, layout: Layout, index: int) -> np.nd
     """One frame of the pixel data, by its index from 0.
 
     data: the whole file; dataset: its elements before the pixel data.
-    Returns (H, W, 3) uint8, or float32 in [0, 1] above 8 bits: the full range of the stored bits. Windows (VOI),
-    rescaling and colour profiles are for displays and are not applied.
+    Returns (H, W, 3) uint8, or float32 in [0, 1] above 8 bits: the full range of the stored bits, as sRGB where there
+    is a colour profile. Windows (VOI) and rescaling are for displays and are not applied.
     Raises Refused; anything else where the data are damaged.
     """
-    from pydicom.pixels import apply_color_lut, convert_color_space
+    from pydicom.pixels import apply_color_lut
 
     native = layout.syntax in NATIVE
     pixels = _native(data, layout, index) if native else _compressed(data, dataset, layout, index)
+    bits = layout.stored
     if layout.colour == "PALETTE COLOR":
-        coloured = np.asarray(apply_color_lut(pixels, dataset))[..., :3]
-        return _scaled(coloured, 8 * coloured.dtype.itemsize)
-    if layout.colour.startswith("YBR_FULL") and layout.syntax not in _LOSSY_JPEG:
-        pixels = np.asarray(convert_color_space(pixels, "YBR_FULL", "RGB"))
-    pixels = _scaled(pixels, layout.stored)
-    if layout.colour == "MONOCHROME1":
-        pixels = (255 if pixels.dtype == np.uint8 else 1) - pixels
-    return np.ascontiguousarray(np.broadcast_to(pixels.reshape(*pixels.shape[:2], -1), (*pixels.shape[:2], 3)))
-
-
-def _scaled(pixels: np.ndarray, bits: int) -> np.ndarray:
-    """Unsigned integers of so many bits -> uint8 of 0 to 255, or float32 in [0, 1] above 8 bits."""
-    top = (1 << bits) - 1
-    if bits > 8:
-        return pixels.astype(np.float32) / np.float32(top)
-    return pixels if bits == 8 else np.rint(pixels * np.float32(255 / top)).astype(np.uint8)
+        pixels = np.asarray(apply_color_lut(pixels, dataset))[..., :3]
+        bits = 8 * pixels.dtype.itemsize
+    values = pixels.reshape(*pixels.shape[:2], -1)
+    profile = dataset.get("ICCProfile")
+    profile = profile if isinstance(profile, bytes) else None
+    return photograph(Picture(values, bits, profile=profile, inverted=layout.colour == "MONOCHROME1"))
 
 
 def _native(data: bytes, layout: Layout, index: int) -> np.ndarray:
-    """(H, W) or (H, W, 3) integers without unused bits, interleaved, subsampling undone."""
+    """(H, W), or (H, W, 3) RGB, integers without unused bits, interleaved, subsampling undone."""
     from pydicom.pixels import pixel_array
     from pydicom.uid import UID
 
     syntax = UID(layout.syntax)  # the data set may come without a header that says it
-    return np.asarray(pixel_array(io.BytesIO(data), index=index, raw=True, transfer_syntax_uid=syntax))
+    pixels = np.asarray(pixel_array(io.BytesIO(data), index=index, raw=True, transfer_syntax_uid=syntax))
+    return _rgb(pixels) if layout.colour.startswith("YBR_FULL") else pixels
+
+
+def _rgb(ybr: np.ndarray) -> np.ndarray:
+    from pydicom.pixels import convert_color_space
+
+    return np.asarray(convert_color_space(ybr, "YBR_FULL", "RGB"))
 
 
 def _compressed(data: bytes, dataset: Any, layout: Layout, index: int) -> np.ndarray:
-    """(H, W) or (H, W, 3) integers, as :func:`_native`; of lossy JPEG as RGB."""
+    """(H, W), or (H, W, 3) RGB, integers, as :func:`_native`."""
     from pydicom.encaps import get_frame
 
     stream = io.BytesIO(data)
@@ -92,7 +88,16 @@ def _compressed(data: bytes, dataset: Any, layout: Layout, index: int) -> np.nda
         raise Refused("has another number of colours in its image data than SamplesPerPixel (0028,0002) says")
     if pixels.dtype != (np.uint8 if layout.stored <= 8 else np.uint16) or int(pixels.max()) >> layout.stored:
         raise Refused("has another number of bits in its image data than BitsStored (0028,0101) says")
-    return pixels
+    return _rgb(pixels) if layout.colour.startswith("YBR_FULL") and not _decoded_as_rgb(frame, layout) else pixels
+
+
+def _decoded_as_rgb(frame: bytes, layout: Layout) -> bool:
+    """Whether the decoder has undone a transformation of colours, as the stream says, whatever its label."""
+    if layout.syntax in JPEG_2000:
+        start = frame.index(_J2K_START)
+        style = next(at for marker, at, _ in segments(frame, start + 2) if marker == _J2K_CODING_STYLE)
+        return frame[style + 4] == 1  # multiple component transformation (ISO/IEC 15444-1 A.6.1)
+    return layout.syntax in _LOSSY_JPEG
 
 
 def _check_stream(frame: bytes, rows: int, columns: int, layout: Layout) -> None:
@@ -109,15 +114,13 @@ def _check_stream(frame: bytes, rows: int, columns: int, layout: Layout) -> None
 def _jpeg_header(frame: bytes) -> tuple[int, int, bytes, dict[int, bytes]]:
     """Rows, columns, component identifiers and APP segments of a JPEG or JPEG-LS stream (ISO/IEC 10918-1 B.2)."""
     applications: dict[int, bytes] = {}
-    at = 2
-    while True:
-        marker, length = struct.unpack_from(">HH", frame, at)
+    for marker, start, end in segments(frame):
         if marker in _START_OF_FRAME:
-            rows, columns, components = struct.unpack_from(">HHB", frame, at + 5)
-            return rows, columns, frame[at + 10 : at + 10 + 3 * components : 3], applications
-        if 0xFFE0 <= marker <= 0xFFEF:
-            applications[marker] = frame[at + 4 : at + 2 + length]
-        at += 2 + length
+            rows, columns, components = struct.unpack_from(">HHB", frame, start + 1)
+            return rows, columns, frame[start + 6 : start + 6 + 3 * components : 3], applications
+        if 0xE0 <= marker <= 0xEF:
+            applications[marker] = frame[start:end]
+    raise ValueError("no frame header")
 
 
 def _jpeg(frame: bytes, layout: Layout) -> np.ndarray:
@@ -144,9 +147,9 @@ def _is_ycbcr(components: bytes, applications: dict[int, bytes], colour: str) ->
     """What the stream says of itself goes before PhotometricInterpretation, which is often wrong on lossy JPEG."""
     if components in _RGB_COMPONENTS:
         return False
-    if applications.get(0xFFE0, b"").startswith(b"JFIF"):
+    if applications.get(0xE0, b"").startswith(b"JFIF"):
         return True
-    adobe = applications.get(0xFFEE, b"")
+    adobe = applications.get(0xEE, b"")
     if adobe.startswith(b"Adobe") and len(adobe) >= 12:
         return adobe[11] != 0
     return colour != "RGB"
@@ -160,7 +163,7 @@ def _jpeg_ls(frame: bytes, layout: Layout) -> np.ndarray:
 
 def _jpeg_2000(frame: bytes, layout: Layout) -> np.ndarray:
     """JPEG 2000, also high-throughput; its own colour transformation is undone by the decoder."""
-    size = frame.index(b"\xff\x4f\xff\x51") + 8  # the SIZ segment always comes first (ISO/IEC 15444-1 A.5.1)
+    size = frame.index(_J2K_START) + 8
     right, bottom, left, top = struct.unpack_from(">4I", frame, size)
     _check_stream(frame, bottom - top, right - left, layout)
     return imagecodecs.jpeg2k_decode(frame)

@@ -140,7 +140,7 @@ _READING = tuple(
         ("^has [0-9]+ MiB, more", "A photograph is seldom so large; if it is one, give a larger --max-pixels."),
     )
 )
-_SIZE = re.compile(r"^has (?:(\d+) frames \S+ of )?(\d+) x (\d+) pixels, more than (?:(\d+) times )?max_pixels")
+_SIZE = re.compile(r"^has (?:(\d+) frames of )?(\d+) x (\d+) pixels, more than (?:(\d+) times )?max_pixels")
 
 
 def remedy(stage: str, error: BaseException) -> str:

@@ -1,15 +1,14 @@
 """A file of photographs: its digest, its photographs one at a time, and what it says of its camera and eye."""
 
 import hashlib
-import io
 import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin
+from PIL import Image
 
-from ..fundus.io import DEFAULT_MAX_PIXELS, decode_image, is_image, read_bytes
+from ..fundus.io import DEFAULT_MAX_PIXELS, decode_images, is_image, opened, read_bytes
 from .columns import Column, Value
 from .dicom import DicomPhotographs, check_identifiers, is_dicom, is_plain, read_dicom
 
@@ -49,7 +48,8 @@ COLUMNS = (
     Column(
         "frames",
         "",
-        "Frames in the file; 1 for anything but multi-frame DICOM: of a TIFF or GIF the first picture is read.",
+        "Photographs in the file, each with a row: frames of DICOM, pages of TIFF at full resolution; 1 for anything "
+        "else, and of an animation the first picture is read.",
         int,
     ),
 )
@@ -119,11 +119,15 @@ def read_photographs(
     if is_dicom(data[:132]):
         dicom = read_dicom(data, path, max_pixels=max_pixels, identifiers=identifiers)
         return Source(data, digest, DicomFrames(dicom))
-    pixels = decode_image(data, path, max_pixels=max_pixels)
-    return Source(data, digest, [Photograph(pixels, 1, 1, _details(data, pixels))])
+    found = decode_images(data, path, max_pixels=max_pixels)
+    photographs = [
+        Photograph(pixels, frame, len(found), _details(data, pixels, len(found)))
+        for frame, pixels in enumerate(found, 1)
+    ]
+    return Source(data, digest, photographs)
 
 
-def _details(data: bytes, pixels: np.ndarray) -> dict[str, Value]:
+def _details(data: bytes, pixels: np.ndarray, frames: int) -> dict[str, Value]:
     kind = next(name for magic, name in _FORMATS if data.startswith(magic))
     maker, model = _camera(data, kind)
     return {
@@ -136,7 +140,7 @@ def _details(data: bytes, pixels: np.ndarray) -> dict[str, Value]:
         "column_spacing_mm": None,
         "angle_of_view_deg": None,
         "bits": 8 if pixels.dtype == np.uint8 else 16,
-        "frames": 1,
+        "frames": frames,
     }
 
 
@@ -154,10 +158,7 @@ def _exif_bytes(data: bytes, kind: str) -> bytes:
     """EXIF is a TIFF file without an image, so a TIFF file is its own. Nothing is decoded for it."""
     if kind == "TIFF":
         return data
-    plugins = {"JPEG": JpegImagePlugin.JpegImageFile, "PNG": PngImagePlugin.PngImageFile}
-    if kind not in plugins:
-        return b""
-    with plugins[kind](io.BytesIO(data)) as image:
+    with opened(data) as image:
         return bytes(image.info.get("exif", b""))
 
 

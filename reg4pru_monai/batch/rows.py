@@ -9,7 +9,12 @@ from .quality import COLUMNS as QUALITY
 COLUMNS = (
     Column("path", "", "The file, relative to the root folder in run.json.", str),
     Column("status", "", "done, or failed: then errors.csv says why, and the other columns are empty.", str),
-    Column("frame", "", "Which frame of the file, from 1; more than 1 only in multi-frame DICOM.", int),
+    Column(
+        "frame",
+        "",
+        "Which frame of the file, from 1; more than 1 only in multi-frame DICOM and TIFF of several pages.",
+        int,
+    ),
     Column("sha256", "", "SHA-256 of the file.", str),
     Column("height_px", "px", "Rows of the photograph, upright.", int),
     Column("width_px", "px", "Columns of the photograph, upright.", int),

@@ -3,31 +3,27 @@
 import io
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
-import tifffile
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, PpmImagePlugin
 
 from ..files import replacing
-from .jpeg import START_OF_SCAN, DamagedJpeg, decode_strictly
+from . import jpeg, png, tiff
+from .picture import DEFAULT_MAX_PIXELS, RAISE_LIMIT, Picture, Refused, check_size, literal, photograph
 from .remote import REMEDY, RemoteError, UrlError, info, is_url, read, read_unsized
 
-DEFAULT_MAX_PIXELS = 150_000_000
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
-RAISE_LIMIT = "if you trust the file, raise max_pixels (--max-pixels on the command line)"
 
 _ORIENTATION_TAG = 0x0112
-_TIFF_COLOURS = tuple(
-    tifffile.PHOTOMETRIC[name] for name in ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE", "MASK", "SEPARATED")
-)
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_JPEG = b"\xff\xd8\xff"
 # The plugin classes are opened directly: Image.open() has one pixel limit for the whole process.
 _PILLOW_MAGIC: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
-    (b"\xff\xd8\xff", JpegImagePlugin.JpegImageFile),
-    (b"\x89PNG\r\n\x1a\n", PngImagePlugin.PngImageFile),
+    (_JPEG, JpegImagePlugin.JpegImageFile),
+    (png.MAGIC, PngImagePlugin.PngImageFile),
     (b"GIF8", GifImagePlugin.GifImageFile),
     (b"BM", BmpImagePlugin.BmpImageFile),
     *((b"P%d" % kind, PpmImagePlugin.PpmImageFile) for kind in range(1, 7)),
@@ -63,31 +59,62 @@ class FundusReadError(ValueError):
         return type(self), (self.path, self.reason)
 
 
-class _Refused(Exception):
-    """Why a file that is whole is not read."""
-
-
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
-    """Decode a photograph, upright (EXIF orientation applied), transparency on black, the first of several frames.
+    """Decode a photograph as sRGB, upright (EXIF orientation applied), transparency on black, the first of several.
 
     max_pixels: refuse images with more pixels than this, before decoding them.
     Returns (H, W, 3) uint8, or float32 in [0, 1] where the file has more than 8 bits per channel.
-    Raises FundusReadError, also where image data of JPEG (see decode_strictly) or PNG (checksums) are damaged. Formats
-    without redundancy, such as BMP, PPM and uncompressed TIFF, give away no more than that something is missing; JPEG
-    inside TIFF is not checked either.
+    Raises FundusReadError, also for a photograph that is black everywhere, and where image data of JPEG (see
+    decode_strictly) or PNG (checksums) are damaged. Formats without redundancy, such as BMP, PPM and uncompressed TIFF,
+    give away no more than that something is missing; JPEG inside TIFF is not checked either.
     """
     return decode_image(read_bytes(path, max_pixels=max_pixels), path, max_pixels=max_pixels)
 
 
 def decode_image(data: bytes, path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
     """:func:`read_image` of what :func:`read_bytes` returned; ``path`` is for the error messages."""
+    with _explained(path):
+        return photograph(next(_pictures(data, max_pixels)))
+
+
+def decode_images(
+    data: bytes, path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> list[np.ndarray]:
+    """:func:`decode_image` of each photograph of a file: of TIFF one or more, of anything else the first."""
+    found: list[np.ndarray] = []
+    with _explained(path):
+        try:
+            for picture in _pictures(data, max_pixels):
+                found.append(photograph(picture))
+        except Refused as refused:
+            raise (refused.within(f"page {len(found) + 1}") if found else refused) from None
+    return found
+
+
+def read_grey(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """Decode a mask or probabilities: (H, W) uint8, or float32 in [0, 1] above 8 bits; the brightest channel.
+
+    Values count as they are, by the range that the file states, without its colour profile. Raises FundusReadError.
+    """
+    return decode_grey(read_bytes(path, max_pixels=max_pixels), path, max_pixels=max_pixels)
+
+
+def decode_grey(data: bytes, path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """:func:`read_grey` of what :func:`read_bytes` returned; ``path`` is for the error messages."""
+    with _explained(path):
+        return np.asarray(literal(next(_pictures(data, max_pixels))).max(axis=2))
+
+
+@contextmanager
+def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn whatever decoders raise into FundusReadError."""
     try:
-        pixels = _decode_tiff(data, path, max_pixels) if data[:4] in _TIFF_MAGIC else _decode(data, path, max_pixels)
-    except (FundusReadError, MemoryError):  # memory may suffice another time
+        yield
+    except MemoryError:  # may suffice another time
         raise
-    except _Refused as refused:
+    except Refused as refused:
         raise FundusReadError(path, str(refused)) from None
-    except DamagedJpeg as error:
+    except jpeg.DamagedJpeg as error:
         raise FundusReadError(
             path, f"cannot be decoded: it is truncated or damaged ({error}); copy or export it again"
         ) from None  # users should read this one
@@ -97,7 +124,6 @@ def decode_image(data: bytes, path: str | os.PathLike[str], *, max_pixels: int =
             f"cannot be decoded: it is truncated or damaged, or of a kind that is not read{_words(error)}; "
             "copy or export it again",
         ) from error
-    return np.ascontiguousarray(pixels)
 
 
 def _words(error: Exception) -> str:
@@ -111,7 +137,7 @@ def read_mask(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIX
 
     Returns (H, W) bool. Raises FundusReadError.
     """
-    return mask_of(read_image(path, max_pixels=max_pixels).max(axis=2))
+    return mask_of(read_grey(path, max_pixels=max_pixels))
 
 
 def mask_of(grey: np.ndarray) -> np.ndarray:
@@ -147,7 +173,7 @@ def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
 
 def is_image(head: bytes) -> bool:
     """Whether a file that starts with these bytes (8 or more) is JPEG, PNG, TIFF, BMP, GIF or PPM."""
-    return head[:4] in _TIFF_MAGIC or head.startswith(_PILLOW_STARTS)
+    return head[:4] in tiff.MAGIC or head.startswith(_PILLOW_STARTS)
 
 
 def read_bytes(
@@ -222,134 +248,68 @@ def _check_length(path: Path | str, head: bytes, length: int, max_pixels: int) -
         )
 
 
-def _check_size(path: str | os.PathLike[str], width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise FundusReadError(path, f"has {width} x {height} pixels, more than max_pixels={max_pixels}; {RAISE_LIMIT}")
+def _pictures(data: bytes, max_pixels: int) -> Iterator[Picture]:
+    """What the first bytes say decides who decodes."""
+    if data[:4] in tiff.MAGIC:
+        yield from tiff.decode(data, max_pixels)
+    elif data.startswith(png.MAGIC):
+        yield png.decode(data, max_pixels, _orientation(data))
+    else:
+        yield _by_pillow(data, max_pixels)
 
 
-def _decode(data: bytes, path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
-    """Anything but TIFF: (H, W, 3) uint8 or float32."""
+def opened(data: bytes) -> ImageFile.ImageFile:
+    """The header of anything but TIFF by Pillow, without its metadata where these are damaged; no pixels of PNG."""
     plugin = next(plugin for magic, plugin in _PILLOW_MAGIC if data.startswith(magic))
-    if plugin is JpegImagePlugin.JpegImageFile and START_OF_SCAN not in data:
-        raise DamagedJpeg("no image data")  # Pillow would look for them byte by byte, minutes in a large file
-    if plugin is PngImagePlugin.PngImageFile:
-        with plugin(io.BytesIO(data), str(path)) as image:
-            _check_size(path, *image.size, max_pixels)
-            image.verify()  # the checksums, which decoding ignores: flipped bits would become pixels
-    with plugin(io.BytesIO(data), str(path)) as image:
-        _check_size(path, *image.size, max_pixels)
-        orientation = _orientation(image)
-        if image.format == "PNG" and data[24] == 16:  # Pillow would drop the lower 8 bits of colour
-            pixels = _to_rgb(_unit(imagecodecs.png_decode(data)))
-        elif image.format == "PPM" and image.mode == "RGB" and (deep := _deep_ppm(data, image)) is not None:
-            pixels = deep
-        elif image.mode.startswith(("I", "F")):
-            pixels = _to_rgb(_unit(np.asarray(image).astype(np.uint16)))
-        elif image.format == "JPEG" and (strict := _strict_jpeg(data, image)) is not None:
-            pixels = strict
-        else:
-            pixels = _pillow_rgb(image)
-    return _upright(pixels, orientation)
+    is_png, is_jpeg = data.startswith(png.MAGIC), data.startswith(_JPEG)
+    try:
+        return plugin(io.BytesIO(png.header(data) if is_png else data))
+    except Exception:  # a photograph with damaged metadata is still a photograph
+        if not (is_png or is_jpeg):
+            raise
+        return plugin(io.BytesIO(png.header(data, whole=False) if is_png else jpeg.without_metadata(data)))
+
+
+def _orientation(data: bytes) -> int:
+    """EXIF orientation 1 … 8; 1 where it is absent or unreadable."""
+    try:
+        with opened(data) as image:
+            return int(Image.Image.getexif(image).get(_ORIENTATION_TAG, 1))  # that of PNG would decode the pixels
+    except Exception:  # a photograph with damaged EXIF is still a photograph
+        return 1
+
+
+def _by_pillow(data: bytes, max_pixels: int) -> Picture:
+    """JPEG, GIF, BMP and PPM."""
+    if data.startswith(_JPEG) and jpeg.START_OF_SCAN not in data:
+        raise jpeg.DamagedJpeg("no image data")  # Pillow would look for them byte by byte, minutes in a large file
+    with opened(data) as image:
+        check_size(*image.size, max_pixels)
+        values, alpha = _values(data, image)
+        return Picture(values, None, alpha, image.info.get("icc_profile"), _orientation(data))
+
+
+def _values(data: bytes, image: ImageFile.ImageFile) -> tuple[np.ndarray, np.ndarray | None]:
+    """(H, W, C) integers, and the alpha where it hides something."""
+    if image.format == "PPM" and image.mode == "RGB" and (deep := _deep_ppm(data, image)) is not None:
+        return deep, None
+    if image.mode.startswith(("I", "F")):
+        return np.asarray(image).astype(np.uint16)[..., None], None
+    if image.format == "JPEG" and (pixels := jpeg.decode_strictly(data)) is not None and image.mode in ("L", "RGB"):
+        return pixels[..., : len(image.mode)], None
+    if image.mode in ("L", "RGB", "CMYK") and "transparency" not in image.info:
+        values = np.asarray(image)
+        return values.reshape(*values.shape[:2], -1), None
+    pixels = np.asarray(image.convert("RGBA"))
+    # 32 bits of BMP often have an alpha that nobody filled in.
+    return pixels[..., :3], None if image.format == "BMP" and not pixels[..., 3].any() else pixels[..., 3:]
 
 
 def _deep_ppm(data: bytes, image: ImageFile.ImageFile) -> np.ndarray | None:
-    """Binary 16-bit colour (H, W, 3) float32, which Pillow would cut to 8 bits; None for any other PPM."""
+    """Binary 16-bit colour (H, W, 3) uint16, which Pillow would cut to 8 bits; None for any other PPM."""
     codec, _, offset, args = image.tile[0]
     if codec != "ppm" or not isinstance(args, tuple) or args[1] <= 255:
         return None
     width, height = image.size
     values = np.frombuffer(data, ">u2", width * height * 3, offset).reshape(height, width, 3)
-    return (values / np.float32(args[1])).clip(0, 1).astype(np.float32)
-
-
-def _strict_jpeg(data: bytes, image: ImageFile.ImageFile) -> np.ndarray | None:
-    """(H, W, 3) uint8; None where Pillow has to decode. Raises DamagedJpeg."""
-    pixels = decode_strictly(data)
-    return pixels if image.mode in ("L", "RGB") else None  # of CMYK, Pillow's colours
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 … 8; 1 where it is absent or unreadable."""
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # a photograph with damaged EXIF is still a photograph
-        return 1
-
-
-def _pillow_rgb(image: Image.Image) -> np.ndarray:
-    """Any 8-bit Pillow mode as (H, W, 3) uint8, transparent parts black."""
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        return _to_rgb(np.asarray(image.convert("RGBA")))
-    return np.asarray(image.convert("RGB"))
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo an EXIF orientation (EXIF 2.3, tag 0x0112) on (H, W, 3)."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return pixels
-
-
-def _unit(pixels: np.ndarray) -> np.ndarray:
-    """Integers of any width or floats -> float32 in [0, 1]. Raises _Refused for floats outside [0, 1]."""
-    if pixels.dtype.kind in "iu":
-        return (pixels.clip(0) / np.float32(np.iinfo(pixels.dtype).max)).astype(np.float32)
-    if not (pixels.min() >= 0 and pixels.max() <= 1):  # also false for NaN
-        raise _Refused(
-            f"has floating-point values of {pixels.min():g} to {pixels.max():g}, which must be in [0, 1]; "
-            "save it with 8 or 16 bits"
-        )
-    return pixels.astype(np.float32)
-
-
-def _to_rgb(pixels: np.ndarray) -> np.ndarray:
-    """(H, W), or (H, W, 1 … 4) grey, grey + alpha, RGB, RGB + alpha -> (H, W, 3), transparent parts black."""
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    channels = pixels.shape[2]
-    colour = pixels[..., : 3 if channels >= 3 else 1]
-    if channels in (2, 4) and not (pixels[..., -1:] == _top(pixels)).all():
-        blend = colour.astype(np.float32) * (pixels[..., -1:] / np.float32(_top(pixels)))
-        colour = (np.rint(blend) if pixels.dtype == np.uint8 else blend).astype(pixels.dtype)
-    return np.broadcast_to(colour, (*pixels.shape[:2], 3))
-
-
-def _top(pixels: np.ndarray) -> int:
-    return 255 if pixels.dtype == np.uint8 else 1
-
-
-def _decode_tiff(data: bytes, path: str | os.PathLike[str], max_pixels: int) -> np.ndarray:
-    """The first page of a TIFF: (H, W, 3) uint8 or float32."""
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
-        page = file.pages.first
-        _check_size(path, page.imagewidth, page.imagelength, max_pixels)
-        pixels = page.asarray()
-        if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
-            pixels = np.moveaxis(pixels, 0, -1)
-        pixels = _tiff_colour(pixels, page)
-        orientation = page.tags.get("Orientation")
-    return _upright(pixels, int(orientation.value) if orientation else 1)
-
-
-def _tiff_colour(pixels: np.ndarray, page: tifffile.TiffPage) -> np.ndarray:
-    """Apply a TIFF's palette, ink or inversion: (H, W, 3) uint8 or float32."""
-    coded = page.compression in (tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.OJPEG)  # comes back as RGB
-    if page.photometric not in _TIFF_COLOURS and not (coded and page.photometric == tifffile.PHOTOMETRIC.YCBCR):
-        raise _Refused(f"has a TIFF colour space that is not read ({page.photometric!s}); save it as RGB")
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-        return (np.asarray(page.colormap) >> 8).astype(np.uint8).T[pixels]
-    if pixels.dtype == np.bool_:
-        pixels = pixels.astype(np.uint8) * 255
-    elif pixels.dtype != np.uint8:
-        pixels = _unit(pixels)
-    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-        pixels = _top(pixels) - pixels
-    if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
-        ink = 1 - pixels[..., :4] / np.float32(_top(pixels))
-        light = ink[..., :3] * ink[..., 3:]
-        return np.rint(light * 255).astype(np.uint8) if pixels.dtype == np.uint8 else light
-    return _to_rgb(pixels)
+    return np.rint(values * (65535 / args[1])).clip(0, 65535).astype(np.uint16)

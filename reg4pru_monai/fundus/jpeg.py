@@ -1,6 +1,7 @@
 """JPEG decoding that notices damage: Pillow and imagecodecs drop what libjpeg-turbo warns of."""
 
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import simplejpeg
@@ -10,7 +11,14 @@ _DAMAGE = re.compile("premature end|bad Huffman code|bad arithmetic code|instead
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x(..)")
 # Encoders in cameras end a scan with what is left in their buffers, a few bytes; holes in a file leave hundreds.
 _LEFT_OVER = 16
-START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+START_OF_SCAN, _END_OF_IMAGE, _START_OF_TILE = b"\xff\xda", b"\xff\xd9", b"\xff\x90"
+# Application segments that say something of pixels, with the shortest content that their standards allow.
+_KNOWN = {
+    0xE0: (b"JFIF\0", 14),
+    0xE1: (b"Exif\0\0", 14),
+    0xE2: (b"ICC_PROFILE\0", 15),
+    0xEE: (b"Adobe", 12),
+}
 
 
 class DamagedJpeg(ValueError):
@@ -47,11 +55,35 @@ def decode_strictly(data: bytes, colour: str = "RGB") -> np.ndarray | None:
     return None
 
 
+def segments(data: bytes, at: int = 2) -> Iterator[tuple[int, int, int]]:
+    """Markers of the header with the bounds of their contents, up to the first scan.
+
+    They end where other bytes lie between them, and those of JPEG 2000 at its first tile: its header has the same form.
+    """
+    while len(data) >= at + 4 and data[at] == 0xFF:
+        if data[at + 1] == 0xFF:  # filling
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        yield data[at + 1], at + 4, end
+        if data[at : at + 2] in (START_OF_SCAN, _START_OF_TILE):
+            return
+        at = end
+
+
 def _first_scan(data: bytes) -> int | None:
     """Where the segments of the header end; None where other bytes lie between them: these are extraneous, too."""
-    at = 2
-    while data[at : at + 1] == b"\xff":
-        if data[at : at + 2] == START_OF_SCAN:
-            return at
-        at += 1 if data[at + 1 : at + 2] == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
+    return next((start - 4 for marker, start, _ in segments(data) if marker == START_OF_SCAN[1]), None)
+
+
+def without_metadata(data: bytes) -> bytes:
+    """The file without application segments and comments, but with EXIF, profile and colours that are long enough."""
+    kept, last = [data[:2]], 2
+    for marker, start, end in segments(data):
+        content = data[start:end]
+        name, shortest = _KNOWN.get(marker, (b"", 2**16))
+        metadata = 0xE0 <= marker <= 0xEF or marker == 0xFE
+        if not metadata or (content.startswith(name) and len(content) >= shortest):
+            kept.append(data[start - 4 : end])
+        last = end
+    return b"".join((*kept, data[last:]))
