@@ -16,6 +16,15 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cases() -> Path:
+    """The folder of inputs that went wrong beside the project, or a skip that says why."""
+    folder = ROOT.parent / "shared" / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"inputs that went wrong not found: {folder} is absent")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a finished training on phantoms with MLflow and all it adds, started in another folder."""
     from runs import run
