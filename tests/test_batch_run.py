@@ -267,6 +267,22 @@ def test_unusual_photographs_are_segmented(tmp_path: Path) -> None:
         assert mask.shape == (int(row["height_px"]), int(row["width_px"]))
 
 
+def test_photographs_are_segmented_whatever_their_suffix(tmp_path: Path) -> None:
+    photograph = make_phantom((72, 80), seed=0).image
+    save_picture(tmp_path / "in" / "a.jpg", photograph)
+    for name in ("a.jfif", "a.jpe", "nosuffix"):
+        shutil.copy(tmp_path / "in" / "a.jpg", tmp_path / "in" / name)
+    with Image.open(tmp_path / "in" / "a.jpg") as image:
+        image.save(tmp_path / "in" / "a.mpo", format="MPO", save_all=True, append_images=[image])
+    assert segment(tmp_path / "in", tmp_path / "out").exit_status == 0
+    rows = {row["path"]: row["format"] for row in table(tmp_path / "out")}
+    assert rows == dict.fromkeys(("a.jfif", "a.jpe", "a.jpg", "a.mpo", "nosuffix"), "JPEG")
+    masks = [
+        (tmp_path / "out" / "masks" / f"{name}.png").read_bytes() for name in ("a.jfif", "a.jpe", "a.jpg", "nosuffix")
+    ]
+    assert len(set(masks)) == 1
+
+
 def test_a_file_that_vanishes_is_a_failure_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_photographs(tmp_path / "in", 4)
     prepare = Work.prepare
