@@ -101,6 +101,7 @@ def test_what_cannot_be_opened_is_counted_apart(tmp_path: Path, monkeypatch: pyt
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(inputs, "_holds_photograph", forbidden)
+    monkeypatch.setattr(inputs, "find_samples", forbidden)  # the folder of a data set's images
     found = list_inputs([str(folder)], tmp_path / "out")
     assert [item.name for item in found.items] == ["a.png"]
     assert found.ignored == {"no suffix (Permission denied)": 1}

@@ -109,7 +109,7 @@ class Source(NamedTuple):
 
 def is_photograph(head: bytes) -> bool:
     """Whether a file that starts with these bytes (132 or more) is JPEG, PNG, TIFF, BMP, GIF, PPM or DICOM."""
-    return is_image(head) or (is_dicom(head) and _DICOM.match(head) is not None)
+    return is_image(head) or _DICOM.match(head) is not None
 
 
 def read_photographs(
