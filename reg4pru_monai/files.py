@@ -19,6 +19,7 @@ import psutil
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 _BESIDE = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}(\.\w+)*")
 _DAY = 86400.0
+SEPARATOR_LINE = re.compile(r'"?sep=([^\w"\r\n])[\s";,]*$', re.IGNORECASE)
 
 
 @contextmanager
@@ -64,8 +65,13 @@ def append(file: IO[bytes], data: bytes, sync: bool = True) -> None:
 
 
 def table_reader(file: TextIO) -> "csv.DictReader[str]":
-    """Rows of an open table by column, whichever of tab, semicolon and comma its first line has most of."""
+    """Rows of an open table by column, whichever of tab, semicolon and comma its first line has most of.
+
+    A first line ``sep=;``, by which Excel knows the separator, decides and is no row.
+    """
     head = file.readline()
+    if given := SEPARATOR_LINE.match(head):
+        return csv.DictReader(file, delimiter=given[1])
     file.seek(0)
     return csv.DictReader(file, delimiter=max("\t;,", key=head.count))
 

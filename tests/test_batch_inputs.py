@@ -3,11 +3,14 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bad_files import encoded
+from reg4pru_monai.batch import inputs
 from reg4pru_monai.batch.inputs import InputError, Item, list_inputs, shard
 from reg4pru_monai.batch.names import OutputError, output_name, path_within
 from reg4pru_monai.files import _BESIDE
@@ -39,9 +42,102 @@ def test_dicom_is_found_without_a_suffix(tmp_path: Path) -> None:
     folder = touch(tmp_path / "in", "README", "notes.1")
     for name in ("IM0001", "1.2.840.10008.5", "image.dat"):
         (folder / name).write_bytes(bytes(128) + b"DICM")
+    without_preamble = {
+        "implicit": b"\x08\0\x16\0\x1a\0\0\0",
+        "explicit": b"\x08\0\x05\0CS\x0a\0",
+        "meta": b"\2\0\0\0UL",
+    }
+    for name, head in without_preamble.items():
+        (folder / name).write_bytes(head)
+    (folder / "counts").write_bytes(b"\2\0\0\0\4\0\0\0")  # numbers of 32 bits
     found = list_inputs([str(folder)], tmp_path / "out")
-    assert [item.name for item in found.items] == ["1.2.840.10008.5", "IM0001"]
-    assert found.ignored == {".1": 1, ".dat": 1, "no suffix": 1}
+    assert [item.name for item in found.items] == [
+        "1.2.840.10008.5",
+        "IM0001",
+        "explicit",
+        "image.dat",
+        "implicit",
+        "meta",
+    ]
+    assert found.ignored == {".1": 1, "no suffix": 2}
+
+
+def test_where_a_suffix_tells_no_kind_content_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {"x.jfif": "JPEG", "x.jpe": "JPEG", "x.mpo": "MPO", "x.ima": "JPEG", "nosuffix": "JPEG", "x.BAK": "PNG"}
+    kinds |= {"tiff": "TIFF", "gif": "GIF", "bitmap": "BMP", "x.img": "PPM"}
+    folder = touch(tmp_path / "in", "x.jpg")
+    for name, kind in kinds.items():
+        (folder / name).write_bytes(encoded(kind))
+    other = {
+        "Thumbs.db": b"\xd0\xcf\x11\xe0",
+        "BMI": b"BMI,age,eye\n27.1,60,OD\n",
+        "P1": b"P1 is the first patient",
+        "P2.dat": b"P2\tOD\n",
+        "notes.txt": encoded("JPEG"),
+        "raw.NEF": encoded("TIFF"),
+        "x.webp": encoded("WEBP"),
+        "x.json": b"{}",
+        "x.xml": b"<a/>",
+        ".DS_Store": b"\0\0\0\1Bud1",
+        "empty": b"",
+    }
+    for name, content in other.items():
+        (folder / name).write_bytes(content)
+    opened, look = [], inputs._holds_photograph
+    monkeypatch.setattr(inputs, "_holds_photograph", lambda path: opened.append(Path(path).name) or look(path))
+    found = list_inputs([str(folder)], tmp_path / "out")
+    assert [item.name for item in found.items] == sorted([*kinds, "x.jpg"])
+    ignored = {".dat": 1, ".json": 1, ".nef": 1, ".db": 1, ".txt": 1, ".webp": 1, ".xml": 1, "no suffix": 3}
+    assert found.ignored == ignored
+    unknown = {"nosuffix", "x.BAK", "tiff", "gif", "bitmap", "x.img", "Thumbs.db", "BMI", "P1", "P2.dat", "empty"}
+    assert set(opened) - {"x.webp"} == unknown
+    assert names([str(folder / "*")], tmp_path / "out") == sorted([*kinds, "x.jpg"])
+
+
+def test_what_cannot_be_opened_is_counted_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = touch(tmp_path / "in", "a.png", "b")
+
+    def forbidden(path: str) -> bool:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(inputs, "_holds_photograph", forbidden)
+    monkeypatch.setattr(inputs, "find_samples", forbidden)  # the folder of a data set's images
+    found = list_inputs([str(folder)], tmp_path / "out")
+    assert [item.name for item in found.items] == ["a.png"]
+    assert found.ignored == {"no suffix (Permission denied)": 1}
+
+
+def test_all_of_the_folders_and_suffixes_that_were_left_out(cases: Path, tmp_path: Path) -> None:
+    folder = cases / "folders_and_suffixes_left_out"
+    assert names([str(folder / "tree")], tmp_path) == ["images/p.jpg", "manual_exposure/p.jpg", "unlabelled/p.jpg"]
+    assert names([str(folder / "suffixes")], tmp_path) == ["nosuffix", "x.jfif", "x.jpe", "x.mpo"]
+
+
+def test_the_directory_of_a_dicom_medium_is_no_photograph(cases: Path, tmp_path: Path) -> None:
+    medium = cases / "dicom_media_folder"
+    assert names([str(medium)], tmp_path) == ["PT0/IM000000", "PT0/x.ima"]
+    for name in ("dicomdir", "DICOMDIR.dcm", "index"):
+        (tmp_path / name).write_bytes((medium / "DICOMDIR").read_bytes())
+    (tmp_path / "dicomdir_scan.dcm").write_bytes((medium / "PT0" / "x.ima").read_bytes())
+    assert names([str(tmp_path)], tmp_path / "out") == ["dicomdir_scan.dcm"]
+    assert names([str(tmp_path / "index")], tmp_path / "out") == ["index"]  # named, so it fails by itself
+
+
+@pytest.mark.parametrize(
+    ("name", "masks"),
+    [
+        *((name, True) for name in ("mask", "Masks", "labels", "manual1", "1st_manual", "2nd_manual", "labels-ah")),
+        *(
+            (name, True)
+            for name in ("Ground truth", "GroundTruth", "ground-truth", "masks_2nd_observer", "vesselMasks")
+        ),
+        *((name, True) for name in ("manual segmentation", "observer2", "optic_disc_masks", "masks_OD", "label_2")),
+        *((name, False) for name in ("unlabelled", "manual_exposure", "masked", "unmasked", "manually", "label_noise")),
+        *((name, False) for name in ("observer_study", "segmentation_failed", "no_masks", "2nd", "images2", "")),
+    ],
+)
+def test_whole_words_tell_folders_of_masks(name: str, masks: bool) -> None:
+    assert inputs.holds_masks(name) == masks
 
 
 def test_the_output_inside_the_input_is_not_searched(tmp_path: Path) -> None:
@@ -107,7 +203,9 @@ def test_a_manifest_tells_angles_of_view(tmp_path: Path, text: str) -> None:
             "path,angle\na.png,wide\n",
             r"list\.csv: .*a\.png: the angle of view must be in degrees, 10 to 90, got 'wide'",
         ),
-        ('path,angle\na.png,"37,5"\n', "got '37,5'"),
+        ('path,angle\na.png,"3,75"\n', "got '3.75'"),
+        ("path,angle\na.png,37,5\n", r"list\.csv: a\.png: its line has more cells .* save the table with semicolons"),
+        ("path,angle\na,b.png,37\n", r"list\.csv: a: its line has more cells than the first line has columns"),
         (
             "path,angle\na.png,30\n*.png,45\n",
             r"a\.png: its angle of view is 30 degrees on one line .* and 45 on another",
@@ -119,6 +217,79 @@ def test_angles_that_cannot_be_are_refused(tmp_path: Path, text: str, message: s
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         list_inputs([str(tmp_path / "list.csv")], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "angles"),
+    [
+        ("l.csv", b"sep=;\r\npath;angle\r\na.png;30\r\nsub/b.png;\r\n", (30, None)),
+        ("l.csv", b'"sep=\t"\npath\tangle\na.png\t30\nsub/b.png\t45\n', (30, 45)),
+        ("l.csv", b"path;angle;;\na.png;37,5;;\nsub/b.png;45,0;;\n", (37.5, 45)),
+        ("l.csv", b'path,angle\na.png,"37,5"\nsub/b.png,45.0\n', (37.5, 45)),
+        ("l.csv", b"path,angle\na.png,NA\nsub/b.png,nan\n", (None, None)),
+        ("l.csv", b"path,angle\na.png,#N/A\nsub/b.png,NULL\n", (None, None)),
+        ("l.csv", b'path, angle\n "a.png" , 30\n sub\\b.png,45 \n', (30, 45)),
+        ("l.txt", b' "a.png" \r\nsub\\b.png \r\n', (None, None)),
+        ("l.txt", b"a.png\nsub\\[b].png\n", (None, None)),
+        ("l.txt", "path\tangle\r\na.png\t37,5\r\nsub\\b.png\t\r\n".encode("utf-16"), (37.5, None)),
+        ("l.csv", b"\xfe\xff" + "path;angle\na.png;30\nsub/b.png;NA".encode("utf-16-be"), (30, None)),
+        ("l.txt", b"\xef\xbb\xbfsep=,\npath,angle\na.png,30\nsub/b.png,\n", (30, None)),
+        ("l.txt", "a.png\nsub/b.png\n".encode("utf-16-le").join((b"\xff\xfe", b"")), (None, None)),
+    ],
+)
+def test_manifests_as_spreadsheets_and_windows_write_them(
+    tmp_path: Path, name: str, content: bytes, angles: tuple[float | None, float | None]
+) -> None:
+    touch(tmp_path, "a.png", "sub/b.png")
+    (tmp_path / name).write_bytes(content)
+    found = list_inputs([str(tmp_path / name)], tmp_path / "out").items
+    assert [(item.name, item.angle) for item in found] == [("a.png", angles[0]), ("sub/b.png", angles[1])]
+
+
+def test_a_line_means_what_is_there_as_it_stands(tmp_path: Path) -> None:
+    stored = ["ä.png", " a.png", "a.png", "a.png ", "b\\c.png", "b/c.png", "\udce4.png", '"d".png']
+    touch(tmp_path, *stored)
+    lines = "\n".join([" a.png", "a.png", "a.png ", "b\\c.png", "\udce4.png", '"d".png'])
+    (tmp_path / "l.txt").write_text(lines, encoding="utf-8", errors="surrogateescape")
+    assert names([str(tmp_path / "l.txt")], tmp_path / "out") == sorted(set(stored) - {"ä.png", "b/c.png"})
+    (tmp_path / "\udce4.png").unlink()  # then the line can only be Windows-1252
+    assert names([str(tmp_path / "l.txt")], tmp_path / "out") == sorted(set(stored) - {"\udce4.png", "b/c.png"})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("l.csv", "path,angle\na.png,30\n".encode("utf-16-le"), "NUL bytes; save the manifest as UTF-8, not UTF-16"),
+        ("l.csv", "path\na.png\n".encode("utf-16")[:-1], r"l\.csv: not a readable manifest: .*truncated data"),
+        ("l.xlsx", b"PK\3\4", r"l\.xlsx: a manifest is a text file, not a workbook; save it as CSV UTF-8"),
+        ("l.csv", b"", r"l\.csv: a manifest needs a column named path, got None"),
+    ],
+)
+def test_manifests_that_cannot_be_read_say_how_to_save_them(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        list_inputs([str(tmp_path / name)], tmp_path / "out")
+
+
+def test_all_manifests_of_excel_and_windows(cases: Path, tmp_path: Path) -> None:
+    folder = cases / "manifests_from_excel_and_windows"
+    found = {
+        path.name: {item.name.rpartition("/")[2]: item.angle for item in list_inputs([path], tmp_path).items}
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".csv", ".txt") and path.name != "EXPECTED.txt"
+    }
+    assert found == {
+        "backslash.csv": {"a.jpg": 45},
+        "comma.csv": {"a.jpg": 45.5, "b.jpg": 30},
+        "cp1252.csv": {"Süden_OD.jpg": 30, "a.jpg": 45},
+        "cp1252.txt": {"Süden_OD.jpg": None, "a.jpg": None},
+        "na.csv": {"a.jpg": None, "b.jpg": None},
+        "sep.csv": {"a.jpg": 45, "b.jpg": 30},
+        "trailing.txt": {"a.jpg": None, "b.jpg": None},
+        "utf16.csv": {"a.jpg": 45},
+    }
 
 
 def test_a_folder_of_sweeps_holds_photographs_and_no_results(tmp_path: Path) -> None:
@@ -146,8 +317,13 @@ def test_the_masks_of_a_data_set_are_no_photographs(tmp_path: Path) -> None:
     found = list_inputs([str(folder)], tmp_path / "out")
     assert [item.name for item in found.items] == ["extra/b.png", "images/a.png"]
     assert sorted(notice.split("/")[-1] for notice in found.notices) == [
-        "masks lies beside a folder called images and was left out",
-        "masks_2nd_observer lies beside a folder called images and was left out",
+        f"masks {inputs.BESIDE_IMAGES}",
+        f"masks_2nd_observer {inputs.BESIDE_IMAGES}",
+    ]
+    assert names([str(folder), str(folder / "masks")], tmp_path / "out") == [
+        "extra/b.png",
+        "images/a.png",
+        "masks/a.png",
     ]
     chase = touch(tmp_path / "chase", *(f"Image_01{eye}{end}" for eye in "LR" for end in (".jpg", "_1stHO.png")))
     found = list_inputs([str(chase)], tmp_path / "out")
@@ -164,6 +340,20 @@ def test_links_that_lead_in_circles_end(tmp_path: Path) -> None:
     assert [item.name for item in found.items] == ["a.png", "linked/c.png", "sub/b.png"]
     assert len(found.notices) == 1
     assert "sub/loop leads to a folder that is searched already" in found.notices[0]
+
+
+def test_folders_are_told_apart_where_a_file_system_numbers_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, stat = touch(tmp_path / "in", "a.png", "b/c.png", "d/e.png"), os.stat
+    (folder / "b" / "loop").symlink_to(folder)
+
+    def unnumbered(path: str, **how: Any) -> os.stat_result:
+        values = list(stat(path, **how))
+        return os.stat_result([values[0], 0, 0, *values[3:]])
+
+    monkeypatch.setattr(os, "stat", unnumbered)
+    assert names([str(folder)], tmp_path / "out") == ["a.png", "b/c.png", "d/e.png"]
 
 
 def test_a_broken_link_is_listed_and_fails_later(tmp_path: Path) -> None:

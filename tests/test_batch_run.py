@@ -122,6 +122,54 @@ def test_a_changed_photograph_and_a_lost_mask_are_done_again(photographs: Path, 
     assert (again.before, again.done) == (1, 3)
 
 
+def test_times_of_any_year_stop_nothing(photographs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(photographs, folder)
+    years = (2446, 1900, 1970, 2263)
+    for year, path in zip(years, sorted(folder.iterdir()), strict=False):
+        seconds = (year - 1970) * 31_556_952
+        os.utime(path, ns=(0, seconds * 10**9))  # a file system may store the nearest that it can
+    first = segment(folder, tmp_path / "out")
+    assert (first.done, first.failed, first.exit_status) == (5, 0, 0)
+    assert [row["status"] for row in table(tmp_path / "out")] == ["done"] * 5
+    assert (seen(tmp_path / "out").done, seen(tmp_path / "out").missing) == (5, [])
+    assert segment(folder, tmp_path / "out").before == 5
+    os.utime(folder / "photograph_00.png", ns=(0, 0))
+    assert segment(folder, tmp_path / "out").done == 1
+
+
+def test_a_file_that_grows_while_it_is_read_is_done_again(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photograph = tmp_path / "a.png"
+    shutil.copy(photographs / "photograph_00.png", photograph)
+    read = work.read_photographs
+
+    def growing(path: str, **how: Any) -> Any:
+        with open(path, "ab") as file:
+            file.write(b" ")
+        return read(path, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "read_photographs", growing)
+        assert segment(photograph, tmp_path / "out").done == 1
+    again = segment(photograph, tmp_path / "out")
+    assert (again.before, again.done) == (0, 1)
+    assert segment(photograph, tmp_path / "out").before == 1
+
+
+def test_manifest_lines_that_are_not_utf_8_fail_by_themselves(photographs: Path, tmp_path: Path) -> None:
+    shutil.copy(photographs / "photograph_00.png", tmp_path / "Süden.png")
+    (tmp_path / "list.csv").write_bytes(b"path;angle\nS\xfcden.png;45,5\nn\xf6rdlich.png;30\n")
+    summary = segment(tmp_path / "list.csv", tmp_path / "out")
+    assert (summary.done, summary.failed) == (1, 1)
+    done, failed = sorted(table(tmp_path / "out"), key=lambda row: row["status"])
+    assert (done["path"], done["angle_of_view_deg"]) == ("Süden.png", "45.5")
+    [error] = table(tmp_path / "out", "errors.csv")
+    assert error["path"] == failed["path"]
+    assert "save the manifest as UTF-8" in error["remedy"]
+
+
 def test_a_limit_gets_past_files_that_always_fail(tmp_path: Path) -> None:
     folder = write_photographs(tmp_path / "in", 3)
     for name in ("a.png", "b.png"):
@@ -222,6 +270,22 @@ def test_unusual_photographs_are_segmented(tmp_path: Path) -> None:
         assert row["fov_full_frame"] == "1"
         mask = read_mask(tmp_path / "out" / "masks" / f"{row['path']}.png")
         assert mask.shape == (int(row["height_px"]), int(row["width_px"]))
+
+
+def test_photographs_are_segmented_whatever_their_suffix(tmp_path: Path) -> None:
+    photograph = make_phantom((72, 80), seed=0).image
+    save_picture(tmp_path / "in" / "a.jpg", photograph)
+    for name in ("a.jfif", "a.jpe", "nosuffix"):
+        shutil.copy(tmp_path / "in" / "a.jpg", tmp_path / "in" / name)
+    with Image.open(tmp_path / "in" / "a.jpg") as image:
+        image.save(tmp_path / "in" / "a.mpo", format="MPO", save_all=True, append_images=[image])
+    assert segment(tmp_path / "in", tmp_path / "out").exit_status == 0
+    rows = {row["path"]: row["format"] for row in table(tmp_path / "out")}
+    assert rows == dict.fromkeys(("a.jfif", "a.jpe", "a.jpg", "a.mpo", "nosuffix"), "JPEG")
+    masks = [
+        (tmp_path / "out" / "masks" / f"{name}.png").read_bytes() for name in ("a.jfif", "a.jpe", "a.jpg", "nosuffix")
+    ]
+    assert len(set(masks)) == 1
 
 
 def test_a_file_that_vanishes_is_a_failure_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -656,7 +720,7 @@ def test_values_that_json_does_not_know_are_left_empty(
 
 
 def test_a_path_with_a_null_byte_is_no_manifest(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("a.png\n", encoding="utf-16")
+    (tmp_path / "list.txt").write_text("a.png\n", encoding="utf-16-le")
     with pytest.raises(InputError, match="save the manifest as UTF-8, not UTF-16"):
         segment(tmp_path / "list.txt", tmp_path / "out")
 

@@ -46,6 +46,19 @@ def test_a_failure_does_not_undo_what_is_still_there(tmp_path: Path) -> None:
         assert [each.name for each in found.failures()] == ["changed.png", "gone.png"]
 
 
+@pytest.mark.parametrize("changed", [-(10**27), -1, 0, 2**63, 15_032_385_535 * 10**9, 10**27])
+def test_whatever_a_file_system_says_of_times_and_sizes(tmp_path: Path, changed: int) -> None:
+    (tmp_path / "mask.png").write_bytes(b"1234")
+    done = record("a.png", size=2**64, outputs={"mask.png": 4})._replace(mtime_ns=changed)
+    failed = record("a.png", "failed", size=2**64)._replace(mtime_ns=changed)
+    write(tmp_path, done, failed)
+    with Index(tmp_path, "ours") as found:
+        assert found.get("a.png") == done
+    write(tmp_path, failed._replace(mtime_ns=changed + 1))
+    with Index(tmp_path, "ours") as found:
+        assert [each.mtime_ns for each in found.failures()] == [changed + 1]
+
+
 def test_a_failure_of_a_file_that_is_gone_is_forgotten(tmp_path: Path) -> None:
     (tmp_path / "there.png").touch()
     write(tmp_path, *(record(name, "failed") for name in ("there.png", "listed.png", "gone.png")))

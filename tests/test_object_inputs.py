@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,7 +24,7 @@ from reg4pru_monai.batch.inputs import InputError, Item, Listing, list_inputs, s
 from reg4pru_monai.batch.ray_plan import RayOptions
 from reg4pru_monai.batch.settings import SettingsError
 from reg4pru_monai.fundus.io import FundusReadError, read_bytes, read_image
-from reg4pru_monai.fundus.remote import checked, info, is_url
+from reg4pru_monai.fundus.remote import _entry, checked, info, is_url
 
 
 @pytest.fixture(scope="module")
@@ -465,6 +466,31 @@ def test_memory(photographs: Path, expected: Path, tmp_path: Path) -> None:
     assert segment("memory://photos", tmp_path).before == 5  # a time is all that memory has
     assert "photos/left/photograph_00.png" in names(list_inputs(["memory://"], tmp_path))
     assert info("memory://photos").folder
+
+
+def test_of_urls_suffixes_decide_alone(tmp_path: Path) -> None:
+    files = fsspec.filesystem("memory")
+    for name in ("x.jfif", "x.mpo", "x.ima", "nosuffix", "x.dat", "DICOMDIR", "manual_exposure/p.jpg", "images/p.jpg"):
+        files.pipe(f"/kinds/{name}", encoded("JPEG"))
+    found = list_inputs(["memory://kinds"], tmp_path)
+    assert names(found) == ["images/p.jpg", "manual_exposure/p.jpg", "x.ima", "x.jfif", "x.mpo"]
+    assert found.ignored == {"no suffix": 2, ".dat": 1}
+    table = "sep=;\r\npath;angle\r\nimages\\p.jpg ;37,5\r\nnosuffix;NA\r\n"
+    files.pipe("/kinds/list.csv", table.encode("utf-16"))
+    listed = list_inputs(["memory://kinds/list.csv"], tmp_path).items
+    assert [(item.path, item.angle) for item in listed] == [
+        ("memory://kinds/images/p.jpg", 37.5),
+        ("memory://kinds/nosuffix", None),
+    ]
+
+
+def test_whatever_a_driver_says_of_times_and_sizes() -> None:
+    texts = [{"mtime": float("nan")}, {"mtime": float("inf")}, {"modified": datetime.max}, {"modified": datetime.min}]
+    for found in (*texts, {"mtime": 10**40}, {"mtime": -1.5}):
+        entry = _entry("memory://a.png", {"type": "file", "size": -1, **found})
+        assert (entry.size, entry.status) == (None, (0, entry.version))
+        assert entry.version == _entry("memory://a.png", found).version != 0
+    assert _entry("memory://a.png", {"size": 2**70, "mtime": 1.5}).status == (2**70, 1_500_000_000)
 
 
 def test_file_urls_are_paths(photographs: Path) -> None:

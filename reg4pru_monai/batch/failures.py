@@ -108,6 +108,11 @@ _GONE = (
     "Look whether it was moved or its disk or network share is gone; if it is a link, whether it leads anywhere. Then "
     "run again."
 )
+_BYTES = re.compile("[\udc80-\udcff]")  # of a name that is not UTF-8
+_NOT_UTF8 = (
+    "Its name is not UTF-8. If a manifest names it, save the manifest as UTF-8 (Excel: CSV UTF-8); if none does, look "
+    "whether it was moved. Then run again."
+)
 _FORBIDDEN = "Let yourself read it and enter its folders (chmod, or ask its owner), then run again."
 _UNREACHABLE = "Check the disk or the network share it lies on, then run again."
 _DAMAGED = "Copy or export it again; if a viewer shows it whole, save it there as PNG and segment that."
@@ -171,7 +176,7 @@ def _reading_remedy(error: FundusReadError) -> str:
 
 def _file_remedy(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
-        return _GONE
+        return _NOT_UTF8 if _BYTES.search(str(error.filename)) else _GONE
     return _FORBIDDEN if isinstance(error, PermissionError) else _UNREACHABLE
 
 

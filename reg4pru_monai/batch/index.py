@@ -17,8 +17,7 @@ from .store import FolderStore, Store
 
 _FILES = 64  # journals held open
 _TABLES = """
-CREATE TABLE last (name BLOB PRIMARY KEY, done INTEGER, size INTEGER, mtime_ns INTEGER, journal INTEGER, start INTEGER)
-WITHOUT ROWID;
+CREATE TABLE last (name BLOB PRIMARY KEY, done INTEGER, journal INTEGER, start INTEGER) WITHOUT ROWID;
 CREATE TABLE listed (name BLOB PRIMARY KEY) WITHOUT ROWID;
 """
 
@@ -32,7 +31,8 @@ class Index:
     happened, since their last record, with nothing else at work. unfinished: runs that ended so, with how many bytes
     of their archives count. store: where outputs are (default: the output folder).
 
-    A temporary SQLite database holds where each record stands; it moves to the disk when it grows.
+    A temporary SQLite database holds where each record stands; it moves to the disk when it grows. It holds nothing
+    that a file system says of a file: times beyond the year 2262 do not fit into its integers.
     """
 
     def __init__(self, output: Path, settings: str, store: Store | None = None) -> None:
@@ -143,16 +143,17 @@ class Index:
     def _take(self, record: Record, journal: int, start: int) -> None:
         done = record.status == "done"
         if done or not self._still_holds(record):
-            values = (_key(record.name), done, record.size, record.mtime_ns, journal, start)
-            self._database.execute("INSERT OR REPLACE INTO last VALUES (?, ?, ?, ?, ?, ?)", values)
+            values = (_key(record.name), done, journal, start)
+            self._database.execute("INSERT OR REPLACE INTO last VALUES (?, ?, ?, ?)", values)
 
     def _still_holds(self, failure: Record) -> bool:
         """Whether an earlier record counts more than a failure that came after it."""
-        query = "SELECT done, size, mtime_ns, journal, start FROM last WHERE name = ?"
-        found = self._database.execute(query, (_key(failure.name),)).fetchone()
-        if found is None or not found[0] or (failure.size, failure.mtime_ns) not in (found[1:3], (0, 0)):
+        earlier = self.get(failure.name)
+        if earlier is None or earlier.status != "done":
             return False
-        return self.store.holds(self._record(*found[3:]).outputs)
+        if (failure.size, failure.mtime_ns) not in ((earlier.size, earlier.mtime_ns), (0, 0)):
+            return False
+        return self.store.holds(earlier.outputs)
 
 
 _MISSING = "FROM listed WHERE name NOT IN (SELECT name FROM last)"

@@ -2,6 +2,7 @@
 
 import glob
 import heapq
+import mimetypes
 import os
 import re
 from collections import Counter
@@ -15,13 +16,25 @@ from ..fundus.io import IMAGE_SUFFIXES
 from ..fundus.remote import is_url, without_file_protocol
 from .items import InputError, Item
 from .manifests import MANIFEST_SUFFIXES, Line, read_manifest
+from .photograph import is_photograph
 from .settings import SETTINGS
 
 if TYPE_CHECKING:
     from .urls import UrlInputs
 
-_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom")
-_MASK_FOLDER = re.compile(r"mask|manual|label|observer|segmentation|ground.?truth", re.IGNORECASE)
+_SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom", ".ima")
+# Files of these are not opened: text, tables, documents, films …, and raw files, which are TIFF with a small picture.
+_RAW = (".3fr", ".arw", ".cr2", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".nef", ".nrw", ".pef", ".sr2", ".srw")
+_TYPES = mimetypes.MimeTypes().types_map[True]  # those of Python, alike on every machine
+_OTHERS = {*_RAW, *(suffix for suffix, kind in _TYPES.items() if not kind.startswith(("image/", "application/octet")))}
+_HEAD = 512  # bytes: what a DICOM file holds is said behind its preamble of 132
+_MEDIA_DIRECTORY = "DICOMDIR", b"1.2.840.10008.1.3.10"  # PS3.10: the name of the file, and what it says it is
+_WORD = re.compile(r"\d+(?:st|nd|rd|th)?|[A-Z]?[a-z]+|[A-Z]+")
+_MASKS = ("masks", "labels")
+_MASK = (
+    *("mask", "manual", "manuals", "label", "observer", "observers", "segmentation", "segmentations"),
+    *("truth", "groundtruth", *_MASKS),
+)
 
 
 class Listing(NamedTuple):
@@ -40,10 +53,9 @@ class Listing(NamedTuple):
 def list_inputs(inputs: Sequence[str | os.PathLike[str]], output: str | Path, root: str | None = None) -> Listing:
     """Find the photographs.
 
-    inputs: files (taken whatever their name), folders (searched for image suffixes and DICOM; links to folders are
-        followed, hidden files and the output folder are not entered), globs, and manifests: text with one path per
-        line, or CSV/TSV with a column ``path``, and ``angle`` where it is known; relative paths there start from the
-        manifest's folder. All of them may be URLs instead, of one server or bucket.
+    inputs: files (taken whatever their name), folders (searched for photographs, by suffix and else by content; links
+        to folders are followed, hidden files and the output folder are not entered), globs, and manifests: see
+        :func:`read_manifest`. All of them may be URLs instead, of one server or bucket; there suffixes decide alone.
     Folders that hold results of this command are left out, wherever they come up.
     root: folder that names are relative to; default: the deepest folder that holds all inputs.
     Raises InputError.
@@ -190,7 +202,8 @@ class _Found:
                 self._folder(path)
             elif os.path.realpath(path) not in seen and not self._is_result(os.path.dirname(os.path.abspath(path))):
                 seen.add(os.path.realpath(path))  # links that lead in circles match again and again
-                self._suffixed(path)
+                if self.takes(path):
+                    self._file(path)
         return bool(matches)
 
     def _is_result(self, folder: str) -> bool:
@@ -203,19 +216,24 @@ class _Found:
             self._results[folder] = own or (above != folder and self._is_result(above))
         return self._results[folder]
 
-    def _suffixed(self, path: str) -> None:
-        if self.takes(path):
-            self._file(path)
-
     def takes(self, path: str) -> bool:
-        """Whether this is a photograph by its suffix; a file of another kind is counted."""
-        if path.lower().endswith(_SUFFIXES):
-            return True
-        self._ignore(path)
-        return False
+        """Whether to take a file that was not named: by its suffix; where that tells no kind, by its first bytes.
 
-    def _ignore(self, path: str) -> None:
-        self.ignored[os.path.splitext(path)[1].lower() or "no suffix"] += 1
+        A file of another kind is counted. Of URLs the suffix decides alone: each would cost a request.
+        """
+        suffix = os.path.splitext(path)[1].lower()
+        directory = os.path.basename(path).upper().startswith(_MEDIA_DIRECTORY[0])
+        if suffix in _SUFFIXES and not directory:
+            return True
+        why = ""
+        if suffix not in _OTHERS and not is_url(path):
+            try:
+                if _holds_photograph(path):
+                    return True
+            except OSError as error:
+                why = f" ({error.strerror})"
+        self.ignored[f"{suffix or 'no suffix'}{why}"] += 1
+        return False
 
     def _folder(self, folder: str) -> None:
         folder = os.path.abspath(folder)
@@ -226,7 +244,7 @@ class _Found:
             self.notices.append(f"{folder} holds results of this command and was left out")
             return
         self.bases.add(folder)
-        entered, masks = {_identity(folder)}, _masks(folder)
+        entered, masks = {os.path.realpath(folder)}, _masks(folder)
         for top, folders, files in os.walk(folder, followlinks=True, onerror=self._unreadable):
             if "images" in folders:
                 folders[:] = [name for name in folders if not self._holds_masks(os.path.join(top, name))]
@@ -234,77 +252,67 @@ class _Found:
             inside = sorted(folders, key=lambda name, top=top: (os.path.islink(os.path.join(top, name)), name))  # type: ignore[misc]
             folders[:] = [name for name in inside if self._enter(os.path.join(top, name), entered)]
             for path in (os.path.join(top, name) for name in files if not name.startswith(".")):
-                if path not in masks:
-                    self._walked(path)
+                if path not in masks and self.takes(path):
+                    self.put(path)
         if masks:
             self.notices.append(f"{folder} is a data set: its {len(masks)} masks are not segmented")
 
     def _holds_masks(self, folder: str) -> bool:
         found = holds_masks(os.path.basename(folder))
         if found:
-            self.notices.append(f"{folder} lies beside a folder called images and was left out")
+            self.notices.append(f"{folder} {BESIDE_IMAGES}")
         return found
 
-    def _walked(self, path: str) -> None:
-        if path.lower().endswith(_SUFFIXES) or _is_unnamed_dicom(path):
-            self.put(path)
-        else:
-            self._ignore(path)
-
-    def _enter(self, folder: str, entered: set[tuple[int, int]]) -> bool:
+    def _enter(self, folder: str, entered: set[str]) -> bool:
         """Whether to go down: not into hidden folders, the output, or a folder that was entered before."""
         if os.path.basename(folder).startswith("."):
             return False
         if self._is_result(folder):
             self.notices.append(f"{folder} holds results of this command and was left out")
             return False
-        try:
-            identity = _identity(folder)
-        except OSError as error:
-            self._unreadable(error)
-            return False
-        if identity in entered:
+        place = os.path.realpath(folder)  # not its number: some network file systems number all files 0
+        if place in entered:
             self.notices.append(f"{folder} leads to a folder that is searched already and was left out")
             return False
-        entered.add(identity)
+        entered.add(place)
         return True
 
     def _unreadable(self, error: OSError) -> None:
         self.notices.append(f"{error.filename} cannot be listed ({error.strerror}) and was left out")
 
 
+BESIDE_IMAGES = (
+    "holds masks, as its name says, beside a folder called images, and was left out; if it holds photographs, name it "
+    "as an input, too"
+)
+
+
 def holds_masks(name: str) -> bool:
-    """Whether a folder of this name, beside one called images, holds masks."""
-    return _MASK_FOLDER.search(name) is not None
+    """Whether a folder of this name, beside one called images, holds masks: 1st_manual, but not manual_exposure.
+
+    Its last word says so, numbers apart, or it begins with "masks" or "labels" and says whose they are.
+    """
+    words = [word.lower() for word in _WORD.findall(name) if not word[0].isdigit()]
+    return bool(words) and (words[-1] in _MASK or words[0] in _MASKS) and not {"no", "not", "without"} & set(words)
 
 
-def _is_unnamed_dicom(path: str) -> bool:
-    """DICOM files often have no suffix, or the last number of their identifier for one."""
-    suffix = os.path.splitext(path)[1]
-    if suffix and not suffix[1:].isdigit():
+def _holds_photograph(path: str) -> bool:
+    """Whether the content of a file is a photograph; a DICOMDIR lists those beside it. Raises OSError."""
+    if not os.path.isfile(path):
         return False
-    try:
-        if not os.path.isfile(path):
-            return False
-        with open(path, "rb") as file:
-            return file.read(132).endswith(b"DICM")
-    except OSError:
-        return False
+    with open(path, "rb", buffering=0) as file:
+        head = file.read(_HEAD)
+    return is_photograph(head) and _MEDIA_DIRECTORY[1] not in head
 
 
 def _masks(folder: str) -> frozenset[str]:
     """The masks of a data set whose photographs and masks share a folder; none where it is no data set."""
     try:
         samples = find_samples(folder).samples
-    except ValueError:
+    except (ValueError, OSError):  # what cannot be read is said where it is searched
         return frozenset()
     labels = [sample.label for sample in samples if sample.label is not None]
     return frozenset(os.path.abspath(label) for label in labels if label.parent == samples[0].image.parent)
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    status = os.stat(folder)
-    return status.st_dev, status.st_ino
 
 
 def _absolute(root: str) -> str:

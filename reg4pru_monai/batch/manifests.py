@@ -1,18 +1,24 @@
-"""Manifests: text files and tables that list photographs."""
+"""Manifests: text files and tables that list photographs, as people's programs save them."""
 
+import codecs
 import csv
 import io
 import os
 import posixpath
+import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TextIO
+from contextlib import suppress
+from typing import IO, NamedTuple, TextIO
 
-from ..files import table_reader
+from ..files import SEPARATOR_LINE, table_reader
 from ..fundus.angle import checked_angle
 from ..fundus.remote import is_url, read, without_file_protocol
 from .items import InputError
 
-MANIFEST_SUFFIXES = (".txt", ".csv", ".tsv")
+_WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods")
+MANIFEST_SUFFIXES = (".txt", ".csv", ".tsv", *_WORKBOOKS)
+_HEAD = 4096
+_MISSING = ("na", "n/a", "#n/a", "<na>", "nan", "null", "none")  # as R, Excel, pandas and databases write it
 
 
 class Line(NamedTuple):
@@ -25,41 +31,40 @@ class Line(NamedTuple):
 def read_manifest(path: str) -> Iterator[Line]:
     """The lines of a manifest; relative paths start from its own folder.
 
-    Text: one path per line, with or without double quotes around it. CSV: a column ``path`` and, where it is known, a
-    column ``angle``; commas, semicolons or tabs between. Raises InputError.
+    Text: one path per line, with or without double quotes around it. Table: a column ``path`` and, where it is known, a
+    column ``angle``; commas, semicolons or tabs between. A .txt whose first line names the column is a table, too.
+    UTF-8, or UTF-16 with a byte order mark. Raises InputError.
     """
+    if path.lower().endswith(_WORKBOOKS):
+        raise InputError(f"{path}: a manifest is a text file, not a workbook; save it as CSV UTF-8")
     folder = posixpath.dirname(path) if is_url(path) else os.path.dirname(os.path.abspath(path))
     try:
         with _opened(path) as file:
-            text = path.lower().endswith(".txt")
-            for line in (Line(_unquoted(line.rstrip("\r\n"))) for line in file) if text else _rows(path, file):
-                if "\0" in line.path:
-                    raise InputError(f"{path}: holds NUL bytes; save the manifest as UTF-8, not UTF-16")
+            for line in _rows(path, file) if _is_table(path, file) else map(Line, file):
                 if line.path.strip():
-                    yield line._replace(path=_joined(folder, line.path))
-    except (OSError, csv.Error) as error:
+                    yield line._replace(path=_joined(folder, line.path.rstrip("\r\n")))
+    except (OSError, UnicodeError, csv.Error) as error:
         raise InputError(f"{path}: not a readable manifest: {error}") from error
 
 
 def _opened(path: str) -> TextIO:
-    how: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": ""}
-    return io.TextIOWrapper(io.BytesIO(read(path)), **how) if is_url(path) else open(path, **how)
+    """The text; bytes that are not UTF-8 become surrogates, as in names of files."""
+    file: IO[bytes] = io.BytesIO(read(path)) if is_url(path) else open(path, "rb")  # noqa: SIM115  # closed with the text
+    head = file.read(_HEAD)
+    file.seek(0)
+    wide = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if not wide and b"\0" in head:
+        file.close()
+        raise InputError(f"{path}: holds NUL bytes; save the manifest as UTF-8, not UTF-16")
+    return io.TextIOWrapper(file, "utf-16" if wide else "utf-8-sig", "surrogateescape", newline="")
 
 
-def _joined(folder: str, line: str) -> str:
-    line = without_file_protocol(line)
-    if is_url(line):
-        return line
-    if not is_url(folder) or os.path.isabs(line):
-        return os.path.join(folder, line)
-    protocol, _, place = folder.partition("://")
-    return f"{protocol}://{posixpath.normpath(posixpath.join(place, line))}"
-
-
-def _unquoted(line: str) -> str:
-    """As file managers copy paths: in quotes."""
-    inner = line.strip()
-    return inner[1:-1] if len(inner) > 2 and inner[0] == inner[-1] == '"' else line
+def _is_table(path: str, file: TextIO) -> bool:
+    """Whether columns are named; Excel saves tables as .txt, too."""
+    head = file.readline().lower()
+    file.seek(0)
+    cells = [cell.strip(' "\r\n') for cell in re.split("[\t;,]", head)]
+    return not path.lower().endswith(".txt") or "path" in cells or SEPARATOR_LINE.match(head) is not None
 
 
 def _rows(path: str, file: TextIO) -> Iterator[Line]:
@@ -70,7 +75,49 @@ def _rows(path: str, file: TextIO) -> Iterator[Line]:
         raise InputError(f"{path}: a manifest needs a column named path, got {table.fieldnames}")
     for row in table:
         photograph = row[names["path"]] or ""
+        if "".join(row.get(None, ())).strip():  # cells behind the last column
+            raise InputError(
+                f"{path}: {photograph}: its line has more cells than the first line has columns; put names and numbers "
+                "with a comma in quotes, or save the table with semicolons"
+            )
         try:
-            yield Line(photograph, checked_angle((row[names["angle"]] or "").strip() if "angle" in names else None))
+            yield Line(photograph, checked_angle(_number(row[names["angle"]]) if "angle" in names else None))
         except ValueError as error:
             raise InputError(f"{path}: {photograph}: {error}") from error
+
+
+def _number(cell: str | None) -> str:
+    """A number as programs write it, with a decimal comma in much of Europe; "" where it is missing."""
+    text = (cell or "").strip()
+    return "" if text.lower() in _MISSING else text.replace(",", ".")
+
+
+def _joined(folder: str, line: str) -> str:
+    """The path or URL that a line means.
+
+    As it stands where that is there; else without spaces and double quotes around it and with the separators of
+    Windows turned round; else, where it is not UTF-8, as Windows-1252 where that is there.
+    """
+    plain = line.strip()
+    if len(plain) > 2 and plain[0] == plain[-1] == '"':  # as file managers copy paths
+        plain = plain[1:-1]
+    plain = without_file_protocol(plain)
+    if is_url(plain):
+        return plain
+    plain = plain.replace("\\", "/")
+    if is_url(folder) and not os.path.isabs(plain):
+        protocol, _, place = folder.partition("://")
+        return f"{protocol}://{posixpath.normpath(posixpath.join(place, plain))}"
+    forms = dict.fromkeys(os.path.join(folder, form) for form in (line, plain, _from_windows_1252(plain)))
+    there = filter(os.path.lexists, forms if len(forms) > 1 else ())
+    return next(there, os.path.join(folder, plain))
+
+
+def _from_windows_1252(text: str) -> str:
+    """Text whose bytes are not UTF-8, read as Windows-1252; other text as it is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        with suppress(UnicodeError):  # some bytes are nothing there
+            return text.encode("utf-8", "surrogateescape").decode("cp1252")
+    return text

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -63,6 +64,8 @@ _FORMATS = (
     (b"BM", "BMP"),
     (b"P", "PPM"),
 )
+# With its preamble; without it a group length, or an element with a value representation or a short length.
+_DICOM = re.compile(rb".{128}DICM|\x02\0.\0UL|\x08\0.\0(?:[A-Z]{2}|[\x02-\x40]\0{3})", re.DOTALL)
 _MAKE, _MODEL = 0x010F, 0x0110
 _MAX_TEXT = 64
 
@@ -104,6 +107,11 @@ class Source(NamedTuple):
     photographs: list[Photograph] | DicomFrames
 
 
+def is_photograph(head: bytes) -> bool:
+    """Whether a file that starts with these bytes (132 or more) is JPEG, PNG, TIFF, BMP, GIF, PPM or DICOM."""
+    return is_image(head) or _DICOM.match(head) is not None
+
+
 def read_photographs(
     path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS, identifiers: Sequence[str] = ()
 ) -> Source:
@@ -114,7 +122,7 @@ def read_photographs(
     Raises FundusReadError, which quotes nothing of a DICOM file's data set.
     """
     check_identifiers(identifiers)
-    data = read_bytes(path, max_pixels=max_pixels, accepts=lambda head: is_dicom(head) or is_image(head))
+    data = read_bytes(path, max_pixels=max_pixels, accepts=is_photograph)
     digest = hashlib.sha256(data).hexdigest()
     if is_dicom(data[:132]):
         dicom = read_dicom(data, path, max_pixels=max_pixels, identifiers=identifiers)

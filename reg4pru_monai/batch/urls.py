@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..fundus.remote import REMEDY, Entry, RemoteError, UrlError, checked, find, info, infos, is_url, match
 from .folder import FOLDERS
-from .inputs import holds_masks
+from .inputs import BESIDE_IMAGES, holds_masks
 from .items import InputError
 from .journal import STATE
 from .manifests import MANIFEST_SUFFIXES, Line, read_manifest
@@ -105,7 +105,7 @@ class UrlInputs:
             folder, _, last = name.rpartition("/")
             if "//" in f"/{name}":
                 unnamed += 1
-            elif not last.startswith(".") and tree.enters(folder) and self._found.takes(name):
+            elif not last.startswith(".") and tree.enters(folder) and self._found.takes(below(url) + name):
                 self._found.put(below(url) + name, status)
         if unnamed:
             self._found.notices.append(f"{url} has {unnamed} keys with an empty part (//), which were left out")
@@ -143,7 +143,7 @@ class _Tree:
             if last == STATE:
                 self.left_out[parent] = "holds results of this command and was left out"
             elif holds_masks(last) and posixpath.join(parent, "images") in self._folders:
-                self.left_out.setdefault(folder, "lies beside a folder called images and was left out")
+                self.left_out.setdefault(folder, BESIDE_IMAGES)
 
     def enters(self, folder: str) -> bool:
         """Whether files in a folder count: it is not hidden, nor left out, nor any above it."""

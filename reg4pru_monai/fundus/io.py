@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,10 @@ from . import jpeg, png, tiff
 from .picture import DEFAULT_MAX_PIXELS, RAISE_LIMIT, Picture, Refused, check_size, literal, photograph
 from .remote import REMEDY, RemoteError, UrlError, info, is_url, read, read_unsized
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".tif", ".tiff", ".bmp", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
 
 _ORIENTATION_TAG = 0x0112
 _JPEG = b"\xff\xd8\xff"
@@ -29,6 +33,8 @@ _PILLOW_MAGIC: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     *((b"P%d" % kind, PpmImagePlugin.PpmImageFile) for kind in range(1, 7)),
 )
 _PILLOW_STARTS = tuple(magic for magic, _ in _PILLOW_MAGIC)
+# Tables begin with "BMI" and "P1" as well: of BMP the size of the second header counts too, of PPM what follows.
+_NOT_TEXT = re.compile(rb"BM.{13}\0{3}|P.\s+[#\d]|[^BP]", re.DOTALL)
 # The largest file that is read has the bytes of max_pixels with 4 channels of 16 bits. TIFF and DICOM may have 32 bits
 # or several frames. Metadata and what cameras append, such as short films, come on top.
 _HEAD = 132  # bytes that tell what a file is: DICOM has its mark at their end
@@ -172,8 +178,8 @@ def write_mask(path: str | os.PathLike[str], mask: np.ndarray) -> None:
 
 
 def is_image(head: bytes) -> bool:
-    """Whether a file that starts with these bytes (8 or more) is JPEG, PNG, TIFF, BMP, GIF or PPM."""
-    return head[:4] in tiff.MAGIC or head.startswith(_PILLOW_STARTS)
+    """Whether a file that starts with these bytes (18 or more) is JPEG, PNG, TIFF, BMP, GIF or PPM."""
+    return head[:4] in tiff.MAGIC or (head.startswith(_PILLOW_STARTS) and _NOT_TEXT.match(head) is not None)
 
 
 def read_bytes(

@@ -300,7 +300,7 @@ def _subfolder(root: Path, relative: str) -> Path | None:
     folder = root
     for part in Path(relative).parts:
         if not (folder / part).is_dir():
-            same = sorted(f for f in folder.iterdir() if f.is_dir() and f.name.lower() == part.lower())
+            same = sorted(f for f in folder.iterdir() if f.name.lower() == part.lower() and f.is_dir())
             if not same:
                 return None
             part = same[0].name

@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ class RemoteError(OSError):
 class Entry(NamedTuple):
     """What there is at a URL. size: in bytes, None where the server does not say. version: changes with the content.
 
-    version is a number below 2**63: a hash of the ETag, or the time of change in ns, or 0 where neither is known.
+    version is a number: a hash of the ETag, or the time of change in ns, or 0 where neither is known.
     """
 
     url: str
@@ -196,16 +196,18 @@ def _below(url: str, path: str, name: str) -> str:
 
 def _entry(url: str, found: dict[str, Any]) -> Entry:
     size = found.get("size")
-    return Entry(url, found.get("type") == "directory", None if size is None else int(size), _version(found))
+    known = isinstance(size, int) and size >= 0
+    return Entry(url, found.get("type") == "directory", size if known else None, _version(found))
 
 
 def _version(found: dict[str, Any]) -> int:
     for key in (*_TAGS, *_TIMES):
         value = found.get(key)
-        if isinstance(value, datetime):
-            return int(value.timestamp() * 1e6) * 1000
-        if isinstance(value, int | float):
-            return int(value * 1e9)
+        with suppress(ArithmeticError, ValueError, OSError):  # no number, or a year that a clock cannot have
+            if isinstance(value, datetime):
+                return int(value.timestamp() * 1e6) * 1000
+            if isinstance(value, int | float):
+                return int(value * 1e9)
         if value:
             tag = str(value).strip('"').encode("utf-8", "surrogatepass")
             return int.from_bytes(hashlib.sha256(tag).digest()[:8], "big") >> 1
