@@ -20,7 +20,13 @@ from torch.nn import SyncBatchNorm
 
 from . import processes
 from .after_training import AfterTraining
-from .configuration import check_configuration, training_digests
+from .configuration import (
+    check_configuration,
+    check_no_other_tracking,
+    check_texts,
+    command_line,
+    training_digests,
+)
 from .environment import SystemMetrics, frozen_packages, hardware
 from .evaluation import Evaluation, check_labels
 from .fundus.angle import angle_of_view as angle_of_view  # for the configurations
@@ -28,11 +34,13 @@ from .fundus.datasets import datalist, digest, find_samples, has_validation, spl
 from .fundus.splits import PARTS
 from .inference import DIGEST, IDENTITY, trained
 from .networks import Network, UNetSegmenter, build_network
+from .output_folder import claim, releasing
+from .policies import removes_tokens
 from .processes import is_main_process, wait_for_main_process
 from .results import UNFINISHED, description, headline, table
 from .runtime import EXPECTED, ConfigurationError, root_cause
 from .tracking import JOURNAL_ID, OFF, SilentTracker, Tracker, TrackingHandler, environment_tags, terminate_as_interrupt
-from .tracking_store import JOURNAL_NAME, read_journal
+from .tracking_store import JOURNAL_NAME, masked, read_journal
 from .training import TrainingState, VesselTrainer, progress_bar
 from .weights import load_backbone, load_checkpoint, load_network
 
@@ -93,7 +101,10 @@ def check_keys(name: str) -> None:
         return
     known = ConfigParser.load_config_file(str(Path(root()) / "configs" / name))
     asked = [each["id"].split("::")[0] for each in (workflow.properties or {}).values()]  # as attributes, by MONAI
-    check_configuration(configuration(), known, name, [workflow.init_id, workflow.run_id, workflow.final_id, *asked])
+    merged = configuration()
+    check_no_other_tracking(merged)
+    check_texts(merged, command_line(sys.argv))
+    check_configuration(merged, known, name, [workflow.init_id, workflow.run_id, workflow.final_id, *asked])
 
 
 def flag(name: str, value: Any) -> bool:
@@ -127,23 +138,36 @@ def readable_errors() -> None:
             return
         cause = root_cause(error)
         if not isinstance(cause, EXPECTED) or os.environ.get("REG4PRU_TRACEBACK") == "1":
-            traceback.print_exception(kind, error, trace)
-        print(f"error: {cause or type(cause).__name__}", file=sys.stderr)
+            print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+        print(f"error: {masked(str(cause)) or type(cause).__name__}", file=sys.stderr)
 
     sys.excepthook = hook
+
+
+def without_passwords(record: logging.LogRecord) -> bool:
+    """Filter for a logger: mask the passwords of addresses."""
+    record.msg, record.args = masked(record.getMessage()), ()
+    return True
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
 def dataset(dataset_dir: Any, output_dir: str, phantoms: Mapping[str, Any]) -> Any:
-    """The data set to use: the given folder or folders, or generated phantoms where none is given."""
-    if dataset_dir:
-        return str(dataset_dir) if isinstance(dataset_dir, int) else dataset_dir  # a folder called 2024
+    """The data set to use: the given folder or folders, or generated phantoms where none is given.
+
+    From here on the output folder is this process's alone. Raises DatasetError, ConfigurationError.
+    """
+    if dataset_dir:  # it may be called 2024
+        found = list(map(str, dataset_dir)) if isinstance(dataset_dir, list | tuple) else str(dataset_dir)
+        find_samples(found)  # before the output folder is made, which may lie inside
+        _claim(output_dir)
+        return found
     if not isinstance(phantoms, Mapping) or {"train", "test", "size", "seed"} - phantoms.keys():
         raise ConfigurationError(
             f"phantoms must have train, test, size and seed, got {phantoms}; change one with --phantoms#train 4"
         )
+    _claim(output_dir)
     folder = Path(output_dir).parent / "phantoms-{train}-{test}-{size}-{seed}".format(**phantoms)
     logger.info("no --dataset_dir: using generated phantoms in %s", folder)
     if is_main_process():
@@ -154,10 +178,15 @@ def dataset(dataset_dir: Any, output_dir: str, phantoms: Mapping[str, Any]) -> A
     return str(folder)
 
 
+def _claim(output_dir: str) -> None:
+    if is_main_process():
+        claim(output_dir)
+
+
 def entries(
     dataset_dir: Any, part: str, validation_fraction: float = 0.2, angle: float | None = None
 ) -> list[dict[str, str]]:
-    """Images and masks of one part of a data set, each mask checked to hold a vessel. angle: see datalist."""
+    """Images and masks of one part of a data set, each mask checked (see check_labels). angle: see datalist."""
     data = datalist(dataset_dir, part, validation_fraction=validation_fraction, angle=angle)
     check_labels(data)
     return data
@@ -196,6 +225,7 @@ def begin(name: str, seed: int | None = None, **network: Any) -> None:
     """First step of every command, before data is read: readable errors, unknown keys, a network that can be built."""
     if is_main_process():
         readable_errors()
+    logging.getLogger("monai.bundle.scripts").addFilter(without_passwords)  # it logs the command line
     check_keys(name)
     if network:
         with torch.device("meta"):
@@ -277,28 +307,30 @@ def train(
     wanted = str(resume).lower()
     if wanted not in ("true", "false", "auto"):
         raise ConfigurationError(f"resume must be true, false or auto, got {resume!r}")
-    if wanted == "auto":
-        _take_up(state, Path(evaluation.output_dir), settings["tags"])
-    elif wanted == "true":
-        state.resume()
-    elif state.last.exists():
-        raise ConfigurationError(
-            f"{state.last} holds an earlier training: continue it with --resume true, or choose another --output_dir"
-        )
-    with terminate_as_interrupt(), _tracker(evaluation, settings, state.run_id) as tracker:
-        state.run_id = tracker.run_id
-        state.identity = _identity(settings)
-        _log_last_epoch(tracker, state, trainer.state.epoch)
-        if trainer.state.epoch < trainer.state.max_epochs:
-            _run(trainer, state, tracker)
-        if not is_main_process():
-            return {}
-        network = load_network(trainer.segmenter, state.best)
-        result = evaluate(evaluation, network, tracker, "test", settings["parameters"])
-        tracker.log_artifact(state.best, "checkpoints")
-        if after:
-            after.run(tracker, state.best, evaluation.device)
-        return result
+    with releasing(evaluation.output_dir), terminate_as_interrupt():
+        if wanted == "auto":
+            _take_up(state, Path(evaluation.output_dir), settings["tags"])
+        elif wanted == "true":
+            state.resume()
+        elif state.last.exists():
+            raise ConfigurationError(
+                f"{state.last} holds an earlier training: continue it with --resume true, or choose another "
+                "--output_dir"
+            )
+        with _tracker(evaluation, settings, state.run_id) as tracker:
+            state.run_id = tracker.run_id
+            state.identity = _identity(settings)
+            _log_last_epoch(tracker, state, trainer.state.epoch)
+            if trainer.state.epoch < trainer.state.max_epochs:
+                _run(trainer, state, tracker)
+            if not is_main_process():
+                return {}
+            network = load_network(trainer.segmenter, state.best)
+            result = evaluate(evaluation, network, tracker, "test", settings["parameters"])
+            tracker.log_artifact(state.best, "checkpoints")
+            if after:
+                after.run(tracker, state.best, evaluation.device)
+            return result
 
 
 def _take_up(state: TrainingState, output_dir: Path, tags: Mapping[str, Any]) -> None:
@@ -381,13 +413,14 @@ def evaluate_checkpoint(
     evaluation: Evaluation, network: Any, checkpoint: str, part: str, settings: Mapping[str, Any]
 ) -> dict[str, float]:
     """Load a checkpoint, evaluate it on one part of the data, and track it in a run of its own."""
-    network = load_network(network, checkpoint)
-    earlier = evaluation.output_dir / "metrics.json"
-    if earlier.exists():
-        raise ConfigurationError(f"{earlier} holds an earlier result: choose another --output_dir")
-    with terminate_as_interrupt(), _tracker(evaluation, settings, None) as tracker:
-        tracker.log_artifact(checkpoint, "checkpoints")
-        return evaluate(evaluation, network, tracker, part, settings["parameters"])
+    with releasing(evaluation.output_dir), terminate_as_interrupt():
+        network = load_network(network, checkpoint)
+        earlier = evaluation.output_dir / "metrics.json"
+        if earlier.exists():
+            raise ConfigurationError(f"{earlier} holds an earlier result: choose another --output_dir")
+        with _tracker(evaluation, settings, None) as tracker:
+            tracker.log_artifact(checkpoint, "checkpoints")
+            return evaluate(evaluation, network, tracker, part, settings["parameters"])
 
 
 def run_tags(tags: Mapping[str, Any]) -> dict[str, Any]:
@@ -398,7 +431,12 @@ def run_tags(tags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_parameters(data: Any, **values: Any) -> dict[str, Any]:
-    """Parameters of a run: the settings that matter, and what identifies the data."""
+    """Parameters of a run: the settings that matter, and what identifies the data.
+
+    Where no tokens are removed there is no keep rate, and no place where they are removed or come back.
+    """
+    if not removes_tokens(values["policy"]):
+        values = {key: value for key, value in values.items() if key not in ("keep_rate", "stages", "reactivate")}
     revision = environment_tags()["git.revision"]
     return {**values, "dataset": _dataset_name(data), "dataset_digest": digest(data)[:16], "git_revision": revision}
 

@@ -52,7 +52,7 @@ def summary(
 ) -> None:
     """Print the result of a training as a table, and where its pictures and its MLflow store are."""
     from .bundle import table
-    from .tracking_store import resolve_uri, store_folder
+    from .tracking_store import masked, resolve_uri, store_folder
 
     path = training / "metrics.json"
     try:
@@ -64,7 +64,7 @@ def summary(
     typer.echo(f"\nPictures:  {training / 'overlays'}  {training / 'precision_recall.png'}")
     if segmented:
         typer.echo(f"Segmented: {segmented / 'overlays'}  {segmented / 'masks'}")
-    uri = resolve_uri(None, store_folder(training))
+    uri = masked(resolve_uri(None, store_folder(training)))
     typer.echo(f"MLflow:    {f'mlflow ui --backend-store-uri {shlex.quote(uri)}' if uri.startswith('sqlite') else uri}")
 
 

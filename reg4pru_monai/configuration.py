@@ -4,8 +4,10 @@ import difflib
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from monai.utils import optional_import
 
 from .fundus.datasets import digest, find_samples
 from .runtime import ConfigurationError
+from .tracking_store import masked
 
 # What a run is called, where it is kept, what is done with its result, on what it runs: the same training.
 NOT_RESULTS = frozenset(
@@ -24,6 +27,13 @@ NOT_RESULTS = frozenset(
 )
 # Settings of a network that prunes; where nothing is pruned they change nothing.
 OF_PRUNING = ("keep_rate", "stages", "reactivate", "policy_options")
+# Paths and names: what Fire or MONAI makes of one is another one.
+TEXTS = frozenset(
+    {
+        *("dataset_dir", "output_dir", "bundle_root", "checkpoint", "backbone", "start_from", "root"),
+        *("experiment", "run_name", "tracking_uri"),
+    }
+)
 _STEPS = ("initialize", "run", "finalize")  # MONAI's own
 
 
@@ -73,6 +83,55 @@ def check_configuration(merged: Mapping[str, Any], known: Mapping[str, Any], nam
                 f"key {key!r} has no effect: nothing that runs reads it; take it out, or let a component refer to "
                 f"'@{key}' as in {name}"
             )
+
+
+def check_no_other_tracking(merged: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError where MONAI's option ``--tracking`` was given; it leaves traces in a configuration."""
+    if (written := merged.get("save_execute_config")) is None:
+        return
+    Path(re.sub(r" \+ '(.*)'$", r"\1", str(written))).unlink(missing_ok=True)  # MONAI's copy of all settings
+    raise ConfigurationError(
+        "leave out --tracking: this bundle tracks every run in MLflow by itself; --tracking_uri and --experiment say "
+        "where, and --tracking_uri none turns it off"
+    )
+
+
+def command_line(arguments: Sequence[str]) -> dict[str, str]:
+    """The options of MONAI's command line as they were typed; none in other programs. arguments: as of `sys.argv`.
+
+    Fire, which reads it, takes values for Python: ``1e5`` becomes 100000.0, and ``data#1`` becomes ``data``.
+    """
+    if Path(arguments[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
+        return {}
+    found = {}
+    for word, after in pairwise([*arguments, ""]):
+        if word.startswith("-"):
+            key, given, text = word.lstrip("-").partition("=")
+            found[key.replace("-", "_")] = text if given else after
+    return found
+
+
+def check_texts(merged: Mapping[str, Any], typed: Mapping[str, str]) -> None:
+    """Raise ConfigurationError for a name or path that became another on its way here.
+
+    merged: the configuration. typed: of `command_line`.
+    """
+    for key in TEXTS & merged.keys():
+        value, text = merged[key], typed.get(key, "")
+        if str(value).startswith(("$", "@", "%")):
+            continue
+        if "#" in text or "::" in str(value):
+            raise ConfigurationError(
+                f"{key} {masked(text or str(value))!r} cannot be used: MONAI's command line cuts a value off at '#', "
+                "and its configurations make '::' of it; rename it, or for a path give a link that has neither"
+            )
+        parts = [part.strip("'\"") for part in re.split(r"[\s,()[\]]+", text)]
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if text and isinstance(number, int | float) and str(number) not in parts:
+                raise ConfigurationError(
+                    f"{key} {text!r} was read as the number {number}: put it in two kinds of quotes, "
+                    f"--{key} \"'{text}'\""
+                )
 
 
 def _check_numbers(merged: Mapping[str, Any], known: Mapping[str, Any]) -> None:

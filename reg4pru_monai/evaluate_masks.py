@@ -13,12 +13,10 @@ import numpy as np
 from . import mask_metrics as cm
 from .files import table_reader
 from .fundus import DEFAULT_DIAMETER, FieldOfView, detect_fov
-from .fundus.io import IMAGE_SUFFIXES, decode_grey, has_two_values, mask_of, read_bytes, read_grey, read_image
+from .fundus.io import IMAGE_SUFFIXES, decode_grey, has_two_values, read_bytes, read_grey, read_image
 from .fundus.layouts import LABEL_NAME, LAYOUTS, SECOND_OBSERVER_NAME, listing
+from .fundus.truth import LABEL_MAP, check_truth, read_truth
 
-LABEL_MAP = 15  # of 255 or 65535: the highest value of all predictions that is taken for the number of a class
-PICTURE = 0.25  # share of pixels neither dark nor bright: of a JPEG of a mask they are the edges of vessels alone
-_REMEDY = "give masks of two values"
 PathLike = str | os.PathLike[str]
 
 
@@ -114,11 +112,11 @@ def evaluate_masks(
     found = cm.ComparisonMetrics(diameter, probabilities)
     human = cm.ComparisonMetrics(diameter, probabilities=False) if second else None
     for name in names:
-        label = _mask(truth[name])
+        label = read_truth(truth[name])
         fov = _whole_frame(label.shape) if pictures is None else detect_fov(read_image(pictures[name]))
         _add(found, read_prediction(predicted[name], probabilities), label, fov, name, (predicted, truth))
         if human and name in second:
-            _add(human, _mask(second[name]).astype(np.float32), label, fov, name, (second, truth))
+            _add(human, read_truth(second[name]).astype(np.float32), label, fov, name, (second, truth))
     left = {"predictions": len(predicted) - len(names), "ground_truth": len(truth) - len(names)}
     notes = _notes(left, pictures is None, human, found)
     order = sorted(set(membership.values()), key=list(membership.values()).index)
@@ -136,16 +134,7 @@ def _add(
 ) -> None:
     if files[0][name].samefile(files[1][name]):
         raise ValueError(f"{name}: {files[0][name]} would be compared with itself; give another folder")
-    if label.shape == fov.shape and not label[fov.mask].any():
-        raise ValueError(
-            f"{name}: the ground truth has no vessel pixel in the field of view; correct or remove it "
-            f"({files[1][name]})"
-        )
-    if label.shape == fov.shape and (share := float(label[fov.mask].mean())) > 0.5:
-        raise ValueError(
-            f"{name}: {share:.0%} of the field of view is vessel in the ground truth; is it inverted? "
-            f"({files[1][name]})"
-        )
+    check_truth(label, fov, name, files[1][name])
     try:
         found.update(probability, label, fov, name, _subject(name))
     except ValueError as error:
@@ -281,25 +270,10 @@ def _check_no_label_maps(paths: Iterable[Path]) -> None:
     )
 
 
-def _mask(path: Path) -> np.ndarray:
-    """(H, W) bool. Raises ValueError for a label map and for a picture, which have other values than a mask."""
-    grey = read_grey(path)
-    if not has_two_values(grey):
-        unit = grey / np.float32(255) if grey.dtype == np.uint8 else grey
-        if unit.max() <= LABEL_MAP / 255:
-            raise ValueError(f"{path}: is this a label map? It has several values, none above {LABEL_MAP}; {_REMEDY}")
-        if (between := float(((unit > 0.25) & (unit < 0.75)).mean())) > PICTURE:
-            raise ValueError(
-                f"{path}: is this a photograph or an overlay? {between:.0%} of its pixels are neither dark nor bright; "
-                f"{_REMEDY}"
-            )
-    return mask_of(grey)
-
-
 def read_prediction(path: Path, probabilities: bool) -> np.ndarray:
     """(H, W) float32 in [0, 1]: the values over their highest possible one, or of masks 0 and 1."""
     if not probabilities:
-        return _mask(path).astype(np.float32)
+        return read_truth(path).astype(np.float32)
     grey = read_grey(path)
     return grey / np.float32(255) if grey.dtype == np.uint8 else grey
 

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -18,10 +19,11 @@ from tqdm import tqdm
 from .accounting import compare_speed, count_flops, peak_memory, seconds
 from .environment import hardware
 from .files import replacing, write_rows
-from .fundus import FieldOfView
+from .fundus import FieldOfView, detect_fov
 from .fundus.io import FundusReadError, read_image, read_mask
+from .fundus.truth import check_truth, read_truth
 from .mask_metrics import ComparisonMetrics, flat
-from .networks import Network, UNetSegmenter
+from .networks import Network, variants
 from .plots import overlay, save_curves, save_picture, save_reliability
 from .runtime import bar_interval
 from .windows import FundusWindowInferer
@@ -110,27 +112,26 @@ class Evaluation:
     def run(self, network: Network) -> dict[str, float]:
         """Evaluate pruned and dense; returns flat metrics ``pruned/ap``, ``dense/images_per_second``, …
 
-        A U-Net is evaluated dense only. Of several data sets there are also ``pruned/dataset/HRF/ap``, …
-        Writes metrics.json, per_image.csv, precision_recall.csv, precision_recall.png, reliability.png and overlays/
-        into the output folder.
+        A network that removes no tokens is evaluated dense only. Of several data sets there are also
+        ``pruned/dataset/HRF/ap``, … Writes metrics.json, per_image.csv, precision_recall.csv, precision_recall.png,
+        reliability.png and overlays/ into the output folder.
         """
         network = network.to(self.device).eval()
-        variants: dict[str, Network] = {} if isinstance(network, UNetSegmenter) else {"pruned": network}
-        variants["dense"] = network.dense()
-        shown = next(iter(variants))
-        parts = {name: {each: ComparisonMetrics(threshold=self.threshold) for each in self.sets} for name in variants}
+        measured = variants(network)
+        shown = next(iter(measured))
+        parts = {name: {each: ComparisonMetrics(threshold=self.threshold) for each in self.sets} for name in measured}
         human = ComparisonMetrics(probabilities=False)
-        times: dict[str, list[float]] = {name: [] for name in variants}
+        times: dict[str, list[float]] = {name: [] for name in measured}
         result: dict[str, float] = {"parameters": float(sum(each.numel() for each in network.parameters()))}
         for number, entry in enumerate(tqdm(self.data, desc="evaluating", mininterval=bar_interval())):
             item = self.preprocessing(dict(entry))
             if number == 0:
-                result |= self._cost(variants, item)
+                result |= self._cost(measured, item)
             label, fov = read_mask(entry["label"]), FieldOfView(**item["image"].meta["fov"])
             _add_second_observer(human, entry, label, fov)
             # Which variant goes first alternates, so that neither is always timed on warm caches.
-            for name in sorted(variants, reverse=bool(number % 2)):
-                found = predict(variants[name], item, self.preprocessing, self.inferer, self.device)
+            for name in sorted(measured, reverse=bool(number % 2)):
+                found = predict(measured[name], item, self.preprocessing, self.inferer, self.device)
                 times[name].append(found.seconds)
                 own = parts[name][entry.get("dataset", "")]
                 own.update(found.probability[0].numpy(), label, fov, entry["name"], entry["subject"])
@@ -138,7 +139,7 @@ class Evaluation:
                     self._picture(entry, found.probability)
         metrics = {name: _joined(own) for name, own in parts.items()}
         result |= _speeds(times) | self._accuracy(metrics, human) | _by_dataset(parts)
-        if "pruned" in variants:
+        if "pruned" in measured:
             result["efficiency"] = result["pruned/speedup"] / (result["dense/gflops"] / result["pruned/gflops"])
         self._write(result, metrics)
         return result
@@ -249,9 +250,16 @@ def _add_second_observer(
 
 
 def check_labels(data: Sequence[Mapping[str, str]]) -> None:
-    """Raise ValueError for an image whose vessel mask is empty: it would teach that there are no vessels."""
-    for entry in data:
-        if not np.any(read_mask(entry["label"])):
-            raise ValueError(
-                f"{entry['label']}: the mask has no vessel pixel; correct it or take the image out of the data set"
-            )
+    """Check the masks of a data set before anything is learned from them, as ``reg4pru evaluate`` does.
+
+    data: dictionaries with "image", "label" and "name". Raises ValueError for a mask that is empty, inverted, a label
+    map or a picture, and FundusReadError.
+    """
+
+    def check(entry: Mapping[str, str]) -> None:
+        label = read_truth(entry["label"])
+        check_truth(label, detect_fov(read_image(entry["image"])), entry["name"], Path(entry["label"]))
+
+    with ThreadPoolExecutor() as pool:  # decoding and detection release the interpreter
+        for _ in pool.map(check, data):
+            pass

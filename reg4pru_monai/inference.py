@@ -17,7 +17,7 @@ from .fundus.io import read_image
 from .fundus.picture import BLACK, is_black
 from .fundus.rim import RIM
 from .networks import Network, build_network
-from .policies import build_policy
+from .policies import build_policy, removes_tokens
 from .presets import KEEP_RATE
 from .released import CHECKPOINT
 from .runtime import select_device
@@ -62,7 +62,9 @@ def training_parameters(trained: Mapping[str, Any], policy: str, keep_rate: Any)
     if DIGEST not in trained:
         return {}
     known = {key: trained[key] for key in (*OF_TRAINING, "epoch") if key in trained}
-    other = {"policy": policy, "keep_rate": keep_rate}
+    other: dict[str, Any] = {"policy": policy}
+    if removes_tokens(trained["policy"]):
+        other["keep_rate"] = keep_rate if removes_tokens(policy) else None
     return known | {f"trained_{key}": trained[key] for key, value in other.items() if trained[key] != value}
 
 

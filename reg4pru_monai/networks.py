@@ -109,3 +109,9 @@ def transformer(network: Network, what: str) -> Segmenter:
             f"{what} is for transformers; the checkpoint is of MONAI's {network.name}, which has no tokens"
         )
     return network
+
+
+def variants(network: Network) -> dict[str, Network]:
+    """What is measured side by side: the network as it prunes, where it removes tokens at all, and dense."""
+    pruned: dict[str, Network] = {"pruned": network} if network.encoder.policy.stages else {}
+    return pruned | {"dense": network.dense()}

@@ -10,7 +10,7 @@ from .markdown import markdown_table
 SPEED = ("images_per_second", "latency_ms", "gflops", "peak_memory_mib")
 # Few: a training adds ten more, and MLflow's tables and charts want fewer than 40; that is all the room there is.
 # metrics.json has every metric and interval.
-HEADLINE = {
+HEADLINE = {  # a network that is only dense has the first ones, too
     "pruned": (
         *("ap", "ap_low", "ap_high", "dice", "dice_low", "dice_high", "auc", "auc_low", "auc_high", "cldice"),
         *("sensitivity", "specificity", "thin_vessel_recall", "surface_dice", "ece"),
@@ -24,7 +24,7 @@ SHARES = {  # pooled over pixels but the last
     **{"specificity": "Specificity", "thin_vessel_recall": "Thin-vessel recall", "ece": "ECE"},
     "per_image/surface_dice": "Surface Dice",
 }
-AUC_INTERVAL = ("pruned/auc_low", "pruned/auc_high")
+AUC_INTERVAL = ("auc_low", "auc_high")
 POOLED = ("ap", "dice", "auc", "cldice")
 GROUPED = ("ap", "dice", "cldice", "thin_vessel_recall")
 
@@ -37,19 +37,20 @@ def headline(result: Mapping[str, float]) -> dict[str, float]:
     What is undefined, as thin-vessel recall where no vessel is thin, is left out; but not AP and Dice: the tracker
     notes with a tag that they are, and `reg4pru compare` says so.
     """
-    images = {f"{variant}/surface_dice": f"{variant}/per_image/surface_dice" for variant in HEADLINE}
-    names = [f"{variant}/{key}" for variant, keys in HEADLINE.items() for key in keys]
-    sources = {name: images.get(name, name) for name in [*names, "efficiency"]}
-    kept = {f"{variant}/{key}" for variant in HEADLINE for key in ("ap", "dice")}
+    main = main_variant(result)
+    left_out = {*(AUC_INTERVAL if datasets(result) else ()), *(() if main == "pruned" else ("speedup",))}
+    names = [f"{main}/{key}" for key in HEADLINE["pruned"] if key not in left_out]
+    names += [f"dense/{key}" for key in HEADLINE["dense"]] + ["efficiency"]
+    sources = {name: name.replace("surface_dice", "per_image/surface_dice") for name in names}
+    kept = {f"{variant}/{key}" for variant in _variants(result) for key in ("ap", "dice")}
     found = {name: result[source] for name, source in sources.items() if source in result}
     for dataset in datasets(result):
-        found = {name: value for name, value in found.items() if name not in AUC_INTERVAL}
-        found[f"{main_variant(result)}/dataset/{_plain(dataset)}/ap"] = result[_of(dataset, result, "ap")]
+        found[f"{main}/dataset/{_plain(dataset)}/ap"] = result[_of(dataset, result, "ap")]
     return {name: value for name, value in found.items() if name in kept or isfinite(value)}
 
 
-def main_variant(result: Mapping[str, float]) -> str:
-    """How a network is meant to run: pruned, or dense where it has no tokens to prune."""
+def main_variant(result: Mapping[str, Any]) -> str:
+    """How a network is meant to run: pruned, or dense where it removes no tokens."""
     return "pruned" if "pruned/ap" in result else "dense"
 
 
@@ -85,7 +86,8 @@ def description(
     result: Mapping[str, float], parameters: Mapping[str, Any], measured_with: Mapping[str, str], images: int, part: str
 ) -> str:
     """A run in Markdown, the result first. parameters: of the run. measured_with: of ``Evaluation.measured_with``."""
-    network = ", ".join(f"{key} {parameters[key]}" for key in ("preset", "decoder", "policy", "keep_rate"))
+    known = [key for key in ("preset", "decoder", "policy", "keep_rate") if key in parameters]
+    network = ", ".join(f"{key} {parameters[key]}" for key in known)
     across = f"{parameters['diameter']} px across{' 45 degrees' if parameters.get('by_angle') else ''}"
     setting = f"{network}, {across}; {images} {part} images of {parameters['dataset']}"
     parts = [
@@ -112,7 +114,7 @@ UNFINISHED = "**No result**: this run is under way, or was cut off before its ev
 
 def _summary(result: Mapping[str, float], parameters: Mapping[str, Any]) -> str:
     dense = f"AP {_interval(result, 'dense/ap')} dense"
-    if parameters["policy"] == "dense":
+    if "dense" in (parameters["policy"], main_variant(result)):
         return f"{dense}, {result['dense/images_per_second']:.3g} images/s."
     return f"AP {_interval(result, 'pruned/ap')} pruned, {dense}; pruned is {result['pruned/speedup']:.2f}× as fast."
 

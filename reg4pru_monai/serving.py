@@ -38,6 +38,7 @@ from .tracking_store import (
     RunStore,
     calm,
     flatten,
+    masked,
     now,
     read_journal,
     reason,
@@ -276,7 +277,7 @@ def log_model(
         if earlier := _already_logged(client, run, tags):
             return Logged(uri, run_id, earlier)
         model = client.create_logged_model(
-            run.info.experiment_id, "segmentation", run_id, tags=tags, params=run.data.params
+            run.info.experiment_id, _model_name(run.info.run_name), run_id, tags=tags, params=run.data.params
         )
         folder, place = str(Path(scratch) / "model"), model.artifact_location
         try:
@@ -288,7 +289,26 @@ def log_model(
             raise
         client.finalize_logged_model(model.model_id, "READY")
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        _link_metrics(client, run_id, model.model_id)
     return Logged(uri, run_id, model.model_id)
+
+
+def _model_name(run_name: str) -> str:
+    """That of its run, as far as MLflow takes it: models of one name cannot be told apart where they are compared."""
+    return re.sub(r"[/:.%\"']", "-", run_name)
+
+
+def _link_metrics(client: Any, run_id: str, model_id: str) -> None:
+    """Show the result of a run with its model: MLflow compares models by the metrics that were logged for them."""
+    from mlflow.entities import Metric
+
+    found = [
+        Metric(name, each.value, each.timestamp, each.step, model_id, run_id=run_id)
+        for name in client.get_run(run_id).data.metrics
+        if not name.startswith(("train/", "validation/", "system/"))
+        for each in client.get_metric_history(run_id, name)[-1:]
+    ]
+    client.log_batch(run_id, metrics=found)
 
 
 def _digest(checkpoint: str | Path) -> str:
@@ -349,7 +369,7 @@ def _client(uri: str) -> Any:
         RunStore(uri, "").probe()
     except (OSError, sqlite3.Error) as error:
         raise ConnectionError(
-            f"MLflow at {uri} cannot be used ({reason(error)}); start it, or give another --tracking-uri"
+            f"MLflow at {masked(uri)} cannot be used ({reason(error)}); start it, or give another --tracking-uri"
         ) from error
     return MlflowClient(tracking_uri=uri)
 

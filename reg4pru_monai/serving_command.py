@@ -28,11 +28,12 @@ def register(
     from mlflow.exceptions import MlflowException
 
     from . import serving
+    from .tracking_store import masked
     from .weights import CheckpointError
 
     with readable(CheckpointError, MlflowException, ValueError, OSError):
         made = serving.register(checkpoint, name, alias, tracking_uri)
-    uri, model = made.logged.tracking_uri, made.model_uri
+    uri, model = masked(made.logged.tracking_uri), made.model_uri
     typer.echo(
         f"{made.name} version {made.version}{f' ({made.alias})' if made.alias else ''}, run {made.logged.run_id}\n"
         f"load:  mlflow.set_tracking_uri({uri!r}); mlflow.pyfunc.load_model({model!r})\n"
@@ -55,13 +56,14 @@ def sync(
 
     Exit status: 0 all is there, 1 something is not.
     """
-    from .tracking_store import resolve_uri, store_folder
+    from .tracking_store import masked, resolve_uri, store_folder
 
     problems = 0
     for folder in folders:
         uri = resolve_uri(tracking_uri, store_folder(folder))
         problem = _send(folder, uri)
-        typer.echo(f"error: {folder}: {problem}" if problem else f"{folder}: complete in {uri}", err=bool(problem))
+        text = f"error: {folder}: {problem}" if problem else f"{folder}: complete in {uri}"
+        typer.echo(masked(text), err=bool(problem))
         problems += bool(problem)
     if problems:
         raise typer.Exit(1)

@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 from .files import replacing
 from .tracking_store import (
     JOURNAL_NAME,
+    DeletedExperimentError,
     Record,
     RunStore,
     append,
@@ -33,6 +34,7 @@ from .tracking_store import (
     flatten,
     hold,
     is_held,
+    masked,
     now,
     read_journal,
     reason,
@@ -71,6 +73,7 @@ class Tracker:
         self._online = False
         self._status = ""  # the first one given to `close`
         self._closed = False
+        self._refused = ""  # why MLflow takes no run until somebody does something about it
         self._warned: set[str] = set()
         self._pid = os.getpid()
         self._held: IO[bytes] | None = None
@@ -103,11 +106,15 @@ class Tracker:
         tracker._held = hold(tracker.journal)
         if run_id:
             tracker._take_up(run_id)
-        tracker._record("start", experiment=experiment, resumed=bool(run_id))
+        if tracking_uri and masked(uri) != uri and uri.startswith("http"):
+            remedy = "give them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            tracker._warn("password", f"name and password in the tracking URI show in the list of processes: {remedy}")
+        tracker._record("start", experiment=str(experiment), resumed=bool(run_id))
         tracker._record("tags", tags=flatten(tags or {}))
         tracker._record("parameters", parameters=flatten(parameters or {}))
         tracker._record("inputs", datasets=[dict(each) for each in datasets])
         tracker._connect()
+        tracker._warn_refused()
         tracker.flush()
         atexit.register(tracker.close, "FAILED")  # a run that nobody closes must not stay RUNNING
         return tracker
@@ -162,10 +169,10 @@ class Tracker:
         self.flush()
 
     def log_text(self, text: str, name: str, folder: str = "") -> Path:
-        """Write ``<output_dir>/<name>`` and log it as an artifact; return the path."""
+        """Write ``<output_dir>/<name>``, without passwords, and log it as an artifact; return the path."""
         path = self.output_dir / name
         with replacing(path) as beside:
-            beside.write_text(text, encoding="utf-8")
+            beside.write_text(masked(text), encoding="utf-8")
         self.log_artifact(path, folder)
         return path
 
@@ -180,6 +187,7 @@ class Tracker:
         self._warned.discard("artifacts")
         if not self._online:
             self._connect()
+            self._warn_refused()
         self.flush()
         if self._online:
             self._attempt(lambda store: store.finish(self._status))
@@ -261,10 +269,14 @@ class Tracker:
     def _attempt(self, action: Callable[[RunStore], None]) -> bool:
         """Do something in the store; whatever goes wrong there takes the tracker offline instead of the training."""
         assert self._store is not None
+        self._refused = ""
         try:
             with calm():
                 self._store.probe()
                 action(self._store)
+        except DeletedExperimentError as error:
+            self._online, self._refused = False, str(error)
+            return False
         except Exception as error:
             self._online = False
             where = f"metrics are kept in {self.journal}, and sent when it is back or by `reg4pru tracking sync`"
@@ -272,11 +284,17 @@ class Tracker:
             return False
         return True
 
+    def _warn_refused(self) -> None:
+        """Say once what has to be done before MLflow takes the run."""
+        if self._refused:
+            where = f"metrics are kept in {self.journal}, and sent at the end of the run or by `reg4pru tracking sync`"
+            self._warn("refused", f"{self._refused}; {where}")
+
     def _warn(self, topic: str, message: str) -> None:
         """Say something once."""
         if topic not in self._warned:
             self._warned.add(topic)
-            logger.warning(message)
+            logger.warning(masked(message))
 
 
 class SilentTracker(Tracker):
@@ -299,7 +317,8 @@ class SilentTracker(Tracker):
 def send_journal(output_dir: Path | str, tracking_uri: str | None = None, store_dir: Path | str | None = None) -> bool:
     """Send the last run of a journal to MLflow, in a new run where it has none; return whether all of it arrived.
 
-    A run that was cut off, and so has no end, is FAILED. Raises ValueError for one that is at work, and for no run.
+    A run that was cut off, and so has no end, is FAILED. Raises ValueError for one that is at work, for no run, and
+    where its experiment was deleted.
     """
     folder = Path(output_dir).resolve()
     journal = folder / JOURNAL_NAME
@@ -317,6 +336,8 @@ def send_journal(output_dir: Path | str, tracking_uri: str | None = None, store_
     tracker = Tracker(folder, mine[0]["run"], None if uri == OFF else RunStore(uri, experiment))
     tracker._take_up(ids[-1] if ids else JOURNAL_ID + tracker.run_name)
     tracker._connect()
+    if tracker._refused:
+        raise ValueError(tracker._refused)
     tracker.close(statuses[-1] if statuses else "FAILED")
     return tracker.complete
 

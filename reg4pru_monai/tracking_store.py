@@ -7,12 +7,14 @@ import logging
 import math
 import os
 import re
+import shlex
 import sqlite3
 import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +36,16 @@ _DATABASE = "mlflow.db"
 _MAGIC = b"SQLite format 3\0"
 _NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*(/[A-Za-z0-9_\-][A-Za-z0-9_.\-]*)*")
 
+# user:password@ behind the scheme of an address, and password=… among its parameters.
+_PASSWORD = re.compile(
+    r"(?<=://)([^/\s:@]*):(?:[^/\s]*|[^\s@]*)@|(?<=[?&])(password|passwd|pwd|token)=[^&\s'\"]+", re.I
+)
+
 Record = dict[str, Any]
+
+
+class DeletedExperimentError(ValueError):
+    """The experiment of a run lies in the trash of its MLflow store."""
 
 
 # --- names and values ---------------------------------------------------------------------------------------------
@@ -58,9 +69,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             flat.update(flatten(value, f"{name}."))
         else:
-            text = str(value)
+            text = masked(str(value))
             flat[name] = text if len(text) <= MAX_VALUE_LENGTH else text[: MAX_VALUE_LENGTH - 3] + "..."
     return flat
+
+
+def masked(text: str) -> str:
+    """The text with the passwords of all addresses in it replaced: nothing else may be written, logged or shown."""
+    return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[1] is not None else f"{found[2]}=***", text)
 
 
 def unique_name(stem: str) -> str:
@@ -203,7 +219,7 @@ class RunStore:
     """One run in one MLflow store; every method may raise anything that mlflow raises."""
 
     def __init__(self, uri: str, experiment: str) -> None:
-        self.uri, self.experiment = uri, experiment
+        self.uri, self.experiment = uri, str(experiment)
         self.run_id = self.run_name = ""  # empty until `open`
         self._parameters: dict[str, str] = {}
 
@@ -234,6 +250,12 @@ class RunStore:
         name = make_url(self.uri).database
         return None if name in (None, "", ":memory:") else Path(str(name)).resolve()
 
+    @cached_property
+    def _client(self) -> Any:
+        from mlflow.tracking import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri)
+
     def _experiment_id(self) -> str:
         found = self._client.get_experiment_by_name(self.experiment)
         if found is None:
@@ -245,13 +267,16 @@ class RunStore:
                 found = self._client.get_experiment_by_name(self.experiment)
                 if found is None:
                     raise
+        if found.lifecycle_stage == "deleted":
+            raise DeletedExperimentError(
+                f"the experiment {self.experiment!r} was deleted: restore it with MLFLOW_TRACKING_URI="
+                f"{shlex.quote(masked(self.uri))} mlflow experiments restore --experiment-id {found.experiment_id}, or "
+                "train with another --experiment"
+            )
         return str(found.experiment_id)
 
     def open(self, run_id: str | None, name: str, start_time: int) -> None:
-        """Reopen ``run_id`` where it still exists, else make a run."""
-        from mlflow.tracking import MlflowClient
-
-        self._client = MlflowClient(tracking_uri=self.uri)
+        """Reopen ``run_id`` where it still exists, else make a run. Raises DeletedExperimentError, too."""
         run = self._find(run_id) if run_id else None
         if run is None:
             tags = {"resumed_from": run_id} if run_id else {}
@@ -271,7 +296,7 @@ class RunStore:
                 raise
             run = None
         if run is None or run.info.lifecycle_stage == "deleted":
-            logger.warning("MLflow has no run %s to resume in %s; a new run is made", run_id, self.uri)
+            logger.warning("MLflow has no run %s to resume in %s; a new run is made", run_id, masked(self.uri))
             return None
         return run
 
@@ -281,11 +306,8 @@ class RunStore:
         if database is not None and not database.is_file():
             return []
         self.probe()
-        from mlflow.tracking import MlflowClient
-
-        client = MlflowClient(tracking_uri=self.uri)
-        experiments = [str(each.experiment_id) for each in client.search_experiments()]
-        return list(client.search_runs(experiments, filter_string, order_by=["attributes.start_time DESC"]))
+        experiments = [str(each.experiment_id) for each in self._client.search_experiments()]
+        return list(self._client.search_runs(experiments, filter_string, order_by=["attributes.start_time DESC"]))
 
     def send(self, records: list[Record]) -> None:
         """Send metrics, parameters, tags and data sets in as few calls as possible; sending twice is harmless."""
@@ -346,5 +368,5 @@ def now() -> int:
 
 
 def reason(error: BaseException) -> str:
-    """First line of an error, short."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    """First line of an error, short, without passwords."""
+    return masked(f"{type(error).__name__}: {error}".splitlines()[0])[:300]

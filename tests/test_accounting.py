@@ -119,10 +119,11 @@ def test_token_share_of_the_publication() -> None:
         assert token_share(network.eval().forward_with_trace(torch.randn(1, 3, 8, 8))[1]) == pytest.approx(1, abs=0.1)
 
 
-def test_compare_speed_takes_medians_image_by_image() -> None:
+def test_the_speed_up_is_the_ratio_of_the_images_per_second() -> None:
+    """Of medians, so that one interruption counts for nothing. Image by image the median ratio would be 2."""
     times = {"dense": [2.0, 4.0, 60.0], "pruned": [1.0, 1.0, 60.0]}
     speeds = compare_speed(times, baseline="dense")
-    assert speeds == {"dense": Speed(0.25, 1.0), "pruned": Speed(1.0, 2.0)}
+    assert speeds == {"dense": Speed(0.25, 1.0), "pruned": Speed(1.0, 4.0)}
 
 
 def test_paired_ratio_is_free_of_what_slows_the_whole_machine() -> None:

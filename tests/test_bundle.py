@@ -2,8 +2,11 @@
 
 import csv
 import json
+import logging
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -16,14 +19,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fire.parser import DefaultParseValue
+from monai.bundle import scripts as monai_commands
 from PIL import Image
 
 import reg4pru_monai
 from conftest import ROOT
 from reg4pru_monai.bundle import _log_last_epoch, flag, probability
 from reg4pru_monai.comparison.groups import compare
+from reg4pru_monai.configuration import check_texts, command_line
 from reg4pru_monai.evaluation import predict
-from reg4pru_monai.fundus.io import read_image, read_mask
+from reg4pru_monai.fundus.datasets import datalist
+from reg4pru_monai.fundus.io import read_image, read_mask, write_mask
 from reg4pru_monai.fundus.phantom import make_phantom
 from reg4pru_monai.inference import evaluated_options, load_pipeline, training_parameters, training_tags
 from reg4pru_monai.plots import save_picture
@@ -77,6 +84,11 @@ def test_a_training_goes_on_with_scores_of_its_own(training: Path, tmp_path: Pat
     """Weights that were trained dense have none."""
     dense = tmp_path / "dense"
     run("train", output_dir=str(dense), policy="dense", max_epochs=1)
+    measured = json.loads((dense / "metrics.json").read_text())
+    assert {name.split("/")[0] for name in measured} == {"dense", "parameters"}
+    logged = {key for record in read_journal(dense) for key in record.get("parameters", {})}
+    assert "policy" in logged
+    assert not logged & {"keep_rate", "stages", "reactivate"}
     best = str(dense / "checkpoints" / "best.pt")
     run("train", output_dir=str(tmp_path / "out"), start_from=best, max_epochs=1)
     before, after = (load_checkpoint(Path(path)) for path in (best, tmp_path / "out" / "checkpoints" / "best.pt"))
@@ -408,6 +420,14 @@ def test_preprocessing_is_the_same_everywhere(training: Path, phantom_set: Path,
         ({"dataset_dir": "nowhere"}, "dataset_dir nowhere does not exist"),
         ({"dataset_dir": 2024}, "dataset_dir 2024 does not exist"),
         ({"dataset_dir": "."}, "is an empty folder"),
+        ({"dataset_dir": [2024, "."]}, "dataset_dir 2024 does not exist"),
+        (
+            {"dataset_dir": "data#1"},
+            "dataset_dir 'data::1' cannot be used: MONAI's command line cuts a value off at '#'",
+        ),
+        ({"output_dir": "runs #2/a"}, "output_dir 'runs ::2/a' cannot be used"),
+        ({"experiment": "fundus #2"}, "experiment 'fundus ::2' cannot be used"),
+        ({"tracking": "mlflow"}, "leave out --tracking: this bundle tracks every run in MLflow by itself"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(f"{k}={v}" for k, v in value.items()),
 )
@@ -417,7 +437,80 @@ def test_a_wrong_setting_is_named(
     monkeypatch.chdir(tmp_path)
     error = failure("train", **{"dataset_dir": str(phantom_set), "output_dir": "new/out", **overrides})
     assert message in str(error)
-    assert not list(tmp_path.rglob("*.pt"))
+    assert not list(tmp_path.rglob("*.pt")) + list(tmp_path.rglob("config*.json"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--dataset_dir", "data#1"], "dataset_dir 'data#1' cannot be used: MONAI's command line cuts"),
+        (["--dataset_dir=/there/data#1"], "dataset_dir '/there/data#1' cannot be used"),
+        (["--dataset_dir", "['a','b#1']"], "cannot be used"),
+        (["--output-dir", "runs #2/a"], "output_dir 'runs #2/a' cannot be used"),
+        (["--tracking_uri", "http://joe:S3C#RET@host"], "tracking_uri 'http://joe:***@host' cannot be used"),
+        (
+            ["--dataset_dir", "1e5"],
+            "dataset_dir '1e5' was read as the number 100000.0: put it in two kinds of quotes",
+        ),
+        (["--output_dir", "2025_01"], "output_dir '2025_01' was read as the number 202501"),
+        (["--experiment", "0x10"], "experiment '0x10' was read as the number 16: put"),
+        (["--dataset_dir", "2024,1.50"], "dataset_dir '2024,1.50' was read as the number 1.5"),
+        (["--output_dir", "2025", "--dataset_dir", "2024, 2025-01", "--experiment", "'1e5'"], ""),
+        (["--run_name", "$'#'.join(@policy)", "--max_epochs", "1e1", "--train#trainer#seed", "3"], ""),
+    ],
+)
+def test_a_name_that_the_command_line_changes_is_refused(typed: list[str], message: str) -> None:
+    program = "/python/site-packages/monai/bundle/__main__.py"
+    options = command_line([program, "run", "training", *typed])
+    merged = {key: DefaultParseValue(text) for key, text in options.items()}
+    if message:
+        with pytest.raises(ConfigurationError) as caught:
+            check_texts(merged, options)
+        assert message in str(caught.value)
+        assert "RET" not in str(caught.value)
+    else:
+        check_texts(merged, options)
+    assert command_line(["pytest", *typed]) == {}
+
+
+def test_folders_and_experiments_may_be_called_by_numbers(
+    phantom_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(phantom_set, tmp_path / "2024")
+    run("train", dataset_dir=2024, output_dir=2025, experiment=2026, run_name=2027, max_epochs=1)
+    start, *_ = read_journal(tmp_path / "2025")
+    assert start["experiment"] == "2026"
+    assert start["run"].startswith("2027-")
+    best = str(tmp_path / "2025" / "checkpoints" / "best.pt")
+    for name, folder in (("evaluate", 2028), ("inference", 2029)):
+        run(name, dataset_dir=2024, output_dir=folder, checkpoint=best)
+        assert any((tmp_path / str(folder)).iterdir())
+
+
+CLAIM = """
+import sys, time
+from reg4pru_monai.output_folder import claim
+claim(sys.argv[1])
+print("claimed", flush=True)
+time.sleep(60)
+"""
+
+
+def test_of_two_trainings_in_one_folder_the_second_is_refused_at_once(phantom_set: Path, tmp_path: Path) -> None:
+    """The first one has written nothing yet; once it is killed the folder can be used."""
+    out = tmp_path / "out"
+    given = {"dataset_dir": str(phantom_set), "output_dir": str(out)}
+    with subprocess.Popen([sys.executable, "-c", CLAIM, str(out)], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "claimed\n"
+        for name in ("train", "evaluate"):
+            message = str(failure(name, **given))
+            assert f"{out} is being written by another training or evaluation; wait for it, or choose" in message
+        first.kill()
+    run("train", **given, resume="auto", max_epochs=1)
+    assert not (out / ".lock").exists()
+    run("train", **given, resume="true", max_epochs=1)
 
 
 def _without_mask(folder: Path) -> None:
@@ -426,6 +519,22 @@ def _without_mask(folder: Path) -> None:
 
 def _black_mask(folder: Path) -> None:
     Image.new("L", (128, 112)).save(folder / "masks" / "phantom_002.png")
+
+
+def _inverted_masks(folder: Path) -> None:
+    for path in (folder / "masks").iterdir():
+        write_mask(path, ~read_mask(path))
+
+
+def _inverted_validation(folder: Path) -> None:
+    (held_out,) = datalist(folder, "validation")
+    write_mask(held_out["label"], ~read_mask(held_out["label"]))
+
+
+def _label_map(folder: Path) -> None:
+    path = folder / "masks" / "phantom_001.png"
+    vessels = read_mask(path).astype(np.uint8)
+    Image.fromarray(vessels + np.triu(vessels)).save(path)
 
 
 def _corrupt_image(folder: Path) -> None:
@@ -441,7 +550,10 @@ def _mask_of_another_size(folder: Path) -> None:
     ("damage", "message"),
     [
         (_without_mask, "1 image(s) without a mask: "),
-        (_black_mask, "masks/phantom_002.png: the mask has no vessel pixel"),
+        (_black_mask, "phantom_002: the ground truth has no vessel pixel in the field of view"),
+        (_inverted_masks, "% of the field of view is vessel in the ground truth; is it inverted?"),
+        (_inverted_validation, "% of the field of view is vessel in the ground truth; is it inverted?"),
+        (_label_map, "masks/phantom_001.png: is this a label map?"),
         (_corrupt_image, "images/phantom_003.png: cannot be decoded"),
         (_mask_of_another_size, "but its mask"),
     ],
@@ -533,7 +645,15 @@ def test_the_innermost_error_of_our_own_is_the_cause() -> None:
 def test_a_server_that_is_down_costs_no_training(
     phantom_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run("train", dataset_dir=str(phantom_set), output_dir=str(tmp_path / "out"), tracking_uri="http://127.0.0.1:9")
+    secret = "S3CRETPW"
+    uri = f"http://joe:{secret}@127.0.0.1:9"
+    run("train", dataset_dir=str(phantom_set), output_dir=str(tmp_path / "out"), tracking_uri=uri)
+    with caplog.at_level(logging.INFO):
+        monai_commands._log_input_summary(tag="run", args={"tracking_uri": uri})
+    assert "http://joe:***@127.0.0.1:9" in (tmp_path / "out" / "configuration.yaml").read_text()
+    assert secret not in caplog.text
+    assert "give them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in caplog.text
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
     journal = read_journal(tmp_path / "out")
     logged = [record for record in journal if record["kind"] == "metrics"]
     assert [record["step"] for record in logged] == [1, 2, 0]

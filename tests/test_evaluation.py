@@ -14,6 +14,7 @@ from reg4pru_monai.evaluation import Evaluation, Prediction, check_labels, predi
 from reg4pru_monai.fundus.datasets import datalist
 from reg4pru_monai.fundus import detect_fov
 from reg4pru_monai.fundus.io import read_image, read_mask
+from reg4pru_monai.fundus.phantom import make_phantom
 from reg4pru_monai.mask_metrics import NAMES
 from reg4pru_monai.segmenter import Segmenter
 from reg4pru_monai.transforms import preprocessing
@@ -160,7 +161,18 @@ def test_keeping_every_token_is_dense(entries: list[dict[str, str]], network: Se
     assert np.allclose(*images, atol=1e-5)
 
 
-def test_a_mask_without_vessels_is_refused(tmp_path: Path) -> None:
-    Image.new("L", (8, 8)).save(tmp_path / "black.png")
-    with pytest.raises(ValueError, match=r"black\.png: the mask has no vessel pixel"):
-        check_labels([{"label": str(tmp_path / "black.png")}])
+def test_a_mask_that_is_none_is_refused(tmp_path: Path) -> None:
+    photograph = make_phantom((60, 80), seed=1)
+    Image.fromarray(photograph.image).save(tmp_path / "eye.png")
+    vessels, label = photograph.mask.astype(np.uint8), str(tmp_path / "mask.png")
+    entry = {"image": str(tmp_path / "eye.png"), "label": label, "name": "eye"}
+    for pixels, message in (
+        (0 * vessels, r"eye: the ground truth has no vessel pixel in the field of view; .*mask\.png"),
+        (255 - 255 * vessels, r"eye: \d+% of the field of view is vessel .*; is it inverted\? .*mask\.png"),
+        (vessels + np.triu(vessels), r"mask\.png: is this a label map\?"),
+    ):
+        Image.fromarray(pixels).save(label)
+        with pytest.raises(ValueError, match=message):
+            check_labels([entry])
+    Image.fromarray(255 * vessels).save(label)
+    check_labels([entry])

@@ -115,6 +115,8 @@ def test_what_was_evaluated_dense_only_is_told_so() -> None:
     given = {name: value for name, value in result(**DATASETS).items() if not name.startswith(("pruned", "effic"))}
     found = headline(given)
     assert {name.split("/")[0] for name in found} == {"dense"}
+    assert found["dense/sensitivity"] == 0.5
+    assert "dense/speedup" not in found
     assert found["dense/dataset/CHASE_DB1/ap"] == 0.75
     text = description(given, PARAMETERS | {"policy": "dense"}, MEASURED_WITH, 35, "test")
     assert "Each data set, dense:" in text

@@ -254,16 +254,25 @@ def test_a_model_belongs_to_the_run_of_its_training(
     best = store / "training" / "checkpoints" / "best.pt"
     best.parent.mkdir()
     best.write_bytes(checkpoint.read_bytes())
+    with Tracker.start(store / "training", run_name="eye v1.5", store_dir=store) as tracker:
+        for step, value in ((1, 0.25), (2, 0.5)):
+            tracker.log_metrics({"train/loss": value, "test/pruned/ap": value}, step=step)
     made = serving.register(best, "of_training")  # into the store beside the training
     assert made.model_uri == "models:/of_training/1"
     records = [json.loads(line) for line in (store / "training" / "journal.jsonl").read_text().splitlines()]
-    (run_id,) = [record["run_id"] for record in records if record["kind"] == "run_id"]
+    run_id = [record["run_id"] for record in records if record["kind"] == "run_id"][-1]
     assert made.logged.run_id == run_id
     from mlflow.tracking import MlflowClient
 
     with calm():
-        run = MlflowClient(tracking_uri=made.logged.tracking_uri).get_run(run_id)
+        client = MlflowClient(tracking_uri=made.logged.tracking_uri)
+        run = client.get_run(run_id)
+        models = {each.model_id: each for each in client.search_logged_models([run.info.experiment_id])}
+    model = models[made.logged.model_id]
+    assert model.name == tracker.run_name.replace(".", "-")  # MLflow takes no point
+    assert [(each.key, each.value, each.step) for each in model.metrics] == [("test/pruned/ap", 0.5, 2)]
     assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"train/loss": 0.5, "test/pruned/ap": 0.5}
     assert [output.model_id for output in run.outputs.model_outputs] == [made.logged.model_id]
     again = serving.register(best, "of_training", "champion")
     assert (again.logged, again.version) == (made.logged, 2)  # the run has it: not logged a second time

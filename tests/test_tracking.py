@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 from ignite.engine import Engine, Events
+from typer.testing import CliRunner
 
 from reg4pru_monai import tracking
+from reg4pru_monai.cli import app
 from reg4pru_monai.tracking import (
     SilentTracker,
     Tracker,
@@ -35,6 +37,7 @@ from reg4pru_monai.tracking_store import (
     calm,
     check_name,
     flatten,
+    masked,
     resolve_uri,
     sqlite_uri,
     store_folder,
@@ -322,6 +325,73 @@ def test_a_store_that_cannot_be_made_is_one_warning(tmp_path: Path, caplog: pyte
     assert time.monotonic() - began < 8
     assert len(warnings_in(caplog)) == 1
     assert read_journal(tmp_path / "out")[-1]["status"] == "FINISHED"
+
+
+def test_a_deleted_experiment_is_named_with_the_remedy(
+    tmp_path: Path, store_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = sqlite_uri(store_dir / "mlflow.db")
+    Tracker.start(tmp_path / "first", "trash", store_dir=store_dir).close()
+    with calm():
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri)
+        number = client.get_experiment_by_name("trash").experiment_id
+        client.delete_experiment(number)
+    with Tracker.start(tmp_path / "second", "trash", store_dir=store_dir) as tracker:
+        tracker.log_metrics({"a": 1}, step=1)
+    (message,) = warnings_in(caplog)
+    assert message.startswith("the experiment 'trash' was deleted: restore it with MLFLOW_TRACKING_URI=")
+    assert f"mlflow experiments restore --experiment-id {number}, or train with another --experiment; " in message
+    sync = ["tracking", "sync", str(tmp_path / "second"), "--tracking-uri", uri]
+    refused = CliRunner().invoke(app, sync)
+    assert refused.exit_code == 1
+    assert f"mlflow experiments restore --experiment-id {number}, or" in refused.output
+    with calm():
+        client.restore_experiment(number)
+    assert CliRunner().invoke(app, sync).exit_code == 0
+    (run_id,) = {record["run_id"] for record in read_journal(tmp_path / "second") if record["kind"] == "run_id"}
+    assert history(uri, run_id, "a") == [(1, 1.0)]
+
+
+# --- passwords
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://joe:pw@host:5000", "http://joe:***@host:5000"),
+        ("a http://joe:p@w@host/x b https://:t@h", "a http://joe:***@host/x b https://:***@h"),
+        ("postgresql://u:p/w@h/db?sslmode=x", "postgresql://u:***@h/db?sslmode=x"),
+        ("mysql://h/db?user=a&password=pw&b=1", "mysql://h/db?user=a&password=***&b=1"),
+        ("tracking_uri: http://j:pw@h\nnote: a@b", "tracking_uri: http://j:***@h\nnote: a@b"),
+        ("http://host:5000/#/experiments/1 and a@b", "http://host:5000/#/experiments/1 and a@b"),
+        ("sqlite:////a b/c@d.db", "sqlite:////a b/c@d.db"),
+    ],
+)
+def test_passwords_are_masked(text: str, expected: str) -> None:
+    assert masked(text) == expected
+
+
+@pytest.mark.parametrize("argument", [True, False])
+def test_a_password_stands_nowhere(
+    argument: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = "http://joe:S3CRETPW@127.0.0.1:9"
+    if not argument:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with Tracker.start(
+        tmp_path, tracking_uri=uri if argument else None, parameters={"uri": uri}, tags={"uri": uri}
+    ) as tracker:
+        tracker.log_text(f"tracking_uri: {uri}\n", "configuration.yaml")
+    said = warnings_in(caplog)
+    assert any("MLflow at http://joe:***@127.0.0.1:9 cannot be used" in each for each in said)
+    assert argument == any("MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in each for each in said)
+    options = ["--tracking-uri", uri] if argument else []
+    output = CliRunner().invoke(app, ["tracking", "sync", str(tmp_path), *options]).output
+    assert "http://joe:***@127.0.0.1:9" in output
+    written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert "S3CRETPW" not in caplog.text + output + written.decode()
 
 
 # --- a server

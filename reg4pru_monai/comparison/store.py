@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ..tracking_store import RunStore, calm, reason
+from ..tracking_store import RunStore, calm, masked, reason
 
 PARENT = "mlflow.parentRunId"  # tag of a child run
 MEMBER_OF = "member_of."  # and the id of a parent: tag of a run that a sweep found already done, with another parent
@@ -31,9 +31,7 @@ class Store:
 
     def __str__(self) -> str:
         """The URI without a password."""
-        from sqlalchemy.engine import make_url
-
-        return make_url(self.uri).render_as_string(hide_password=True) if "@" in self.uri else self.uri
+        return masked(self.uri)
 
     @contextmanager
     def _readable(self) -> Iterator[None]:

@@ -52,6 +52,11 @@ def build_policy(name: str, dim: int, stages: Sequence[Stage], **options: Any) -
         raise ValueError(f"policy_options do not suit the policy {name}: {error}") from error
 
 
+def removes_tokens(name: str) -> bool:
+    """Whether a policy of this name removes tokens at inference, and so has a keep rate."""
+    return name.removesuffix(ROUTED) != "dense"
+
+
 def _options(build: Callable[..., Policy]) -> set[str]:
     """The options that a policy takes; those of all policies where it takes any, to stand in for any of them."""
     if isinstance(build, partial):
@@ -75,4 +80,5 @@ __all__ = [
     "Window",
     "build_policy",
     "plan",
+    "removes_tokens",
 ]

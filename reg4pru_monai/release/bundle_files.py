@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replacing
+from ..results import main_variant
 from ..runtime import ConfigurationError
 from .card import model_card
 from .data_sets import data_license, data_source
@@ -55,10 +56,10 @@ def write_metadata(bundle: Path, facts: Mapping[str, Any]) -> None:
 
 
 def released_fields(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of metadata.json that follow from the facts: metrics of the pruned network on each test part."""
+    """The fields of metadata.json that follow from the facts: metrics on each test part."""
     weights = facts["weights"]
     metrics = {
-        f"{name}_{title}": round(own["metrics"][f"pruned/{key}"], 4)
+        f"{name}_{title}": round(own["metrics"][f"{main_variant(own['metrics'])}/{key}"], 4)
         for name, own in facts["results"].items()
         for title, key in _METRICS.items()
     }

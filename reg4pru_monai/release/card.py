@@ -233,7 +233,7 @@ def _threshold(threshold: Facts) -> str:
 
 
 def _calibration(facts: Facts) -> str:
-    errors = [f"{name} {tables.interval(own['metrics'], 'pruned/ece')}" for name, own in facts["results"].items()]
+    errors = [f"{name} {tables.main_interval(own['metrics'], 'ece')}" for name, own in facts["results"].items()]
     return (
         "## Calibration\n\nExpected calibration error of the probability of vessel, over pixels in the field of view "
         f"({CALIBRATION_BINS} bins): {', '.join(errors)}. The probabilities were not calibrated after training; on "

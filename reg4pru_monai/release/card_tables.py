@@ -5,7 +5,7 @@ from math import isfinite
 from typing import Any
 
 from ..markdown import markdown_table
-from ..results import GROUPED, POOLED, SHARES
+from ..results import GROUPED, POOLED, SHARES, main_variant
 
 Facts = Mapping[str, Any]
 ACCURACY = {key: SHARES[key] for key in (*POOLED, "sensitivity", "specificity", "thin_vessel_recall")}
@@ -30,12 +30,18 @@ def interval(metrics: Mapping[str, float | None], name: str) -> str:
     return shown if low is None or high is None else f"{shown} [{number(low)}, {number(high)}]"
 
 
+def main_interval(metrics: Mapping[str, float | None], key: str) -> str:
+    """As :func:`interval`, of the network as it is meant to run."""
+    return interval(metrics, f"{main_variant(metrics)}/{key}")
+
+
 def accuracy(facts: Facts) -> str:
     """Of each data set, dense and pruned."""
     rows = [
         [f"{name}, {variant}", *(interval(own["metrics"], f"{variant}/{key}") for key in ACCURACY)]
         for name, own in facts["results"].items()
         for variant in ("pruned", "dense")
+        if f"{variant}/ap" in own["metrics"]
     ]
     return markdown_table([["", *ACCURACY.values()], *rows])
 
@@ -43,7 +49,7 @@ def accuracy(facts: Facts) -> str:
 def groups(facts: Facts) -> str:
     """Of each group of photographs, pruned; empty where no data set has groups."""
     rows = [
-        [f"{name}, {group}", str(count), *(interval(own["metrics"], f"pruned/group/{group}/{key}") for key in GROUPS)]
+        [f"{name}, {group}", str(count), *(main_interval(own["metrics"], f"group/{group}/{key}") for key in GROUPS)]
         for name, own in facts["results"].items()
         for group, count in own["groups"].items()
     ]
@@ -98,10 +104,9 @@ def speed(facts: Facts) -> str:
     rows = []
     for row in facts["speed"]:
         pixels = f"{row['pixels'][1]} × {row['pixels'][0]}"
-        times = [f"{row[name]['seconds']:.3g}" for name in ("dense", "pruned")]
-        memory = [f"{row[name]['peak_memory_mib']:.0f}" for name in ("dense", "pruned")]
-        value, low, high = row["speedup"]
-        ratio = f"{value:.2f} [{low:.2f}, {high:.2f}]"
+        times = [f"{row[name]['seconds']:.3g}" if name in row else "–" for name in ("dense", "pruned")]
+        memory = [f"{row[name]['peak_memory_mib']:.0f}" if name in row else "–" for name in ("dense", "pruned")]
+        ratio = "{:.2f} [{:.2f}, {:.2f}]".format(*row["speedup"]) if "speedup" in row else "–"
         name = f"{row['hardware']}, {row['data_set']}"
         rows.append([name, pixels, *times, ratio, *memory, f"{row['file_to_mask_seconds']:.3g}"])
     return markdown_table([titles, *rows])

@@ -29,7 +29,8 @@ def release(
         facts = run(source, data, bundle or BUNDLE, device, work, limit, lambda text: typer.echo(text, err=True))
     for name, own in facts["results"].items():
         metrics = own["metrics"]
-        typer.echo(f"{name}: AP {metrics['pruned/ap']:.3f} pruned, {metrics['dense/ap']:.3f} dense")
+        scores = [f"{metrics[f'{each}/ap']:.3f} {each}" for each in ("pruned", "dense") if f"{each}/ap" in metrics]
+        typer.echo(f"{name}: AP {', '.join(scores)}")
     typer.echo(f"{(bundle or BUNDLE) / WEIGHTS}: {facts['weights']['bytes'] / 2**20:.1f} MiB")
 
 

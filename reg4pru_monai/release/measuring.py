@@ -14,7 +14,7 @@ from ..fundus.io import read_image, read_mask
 from ..histograms import DEFAULT_BINS, average_precision_from_histogram, score_bins, score_histogram
 from ..inference import Pipeline
 from ..metrics import VesselMetrics, compute_dice
-from ..networks import Network
+from ..networks import Network, variants
 from ..runtime import bar_interval
 from ..windows import FundusWindowInferer
 from .degradations import DEGRADATIONS, MAX_PIXELS
@@ -77,12 +77,12 @@ def dice_over(thresholds: np.ndarray, positives: np.ndarray, negatives: np.ndarr
 
 def compare(pipeline: Pipeline, entries: Entries) -> dict[str, dict[str, float]]:
     """AP and Dice of a network, dense and pruned."""
-    variants = {"pruned": pipeline.network, "dense": pipeline.network.dense()}
-    scores = {name: Score(pipeline.threshold) for name in variants}
+    measured = variants(pipeline.network)
+    scores = {name: Score(pipeline.threshold) for name in measured}
     for entry in _bar(entries, "original weights"):
         item, truth = pipeline.prepare(entry["image"], entry["angle"]), read_mask(entry["label"])
         inside = FieldOfView(**item["image"].meta["fov"]).mask
-        for name, network in variants.items():
+        for name, network in measured.items():
             scores[name].add(_probability(pipeline, item, network), truth, inside)
     return {name: score.result() for name, score in scores.items()}
 

@@ -243,9 +243,10 @@ def draw(every: Release, facts: dict[str, Any], bundle: Path) -> None:
 
 
 def _per_image(path: Path) -> list[dict[str, Any]]:
-    """AP and Dice of each photograph, pruned."""
+    """AP and Dice of each photograph, as the network is meant to run: that variant stands first."""
     with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["variant"] == "pruned"]
+        rows = list(csv.DictReader(file))
+    rows = [row for row in rows if row["variant"] == rows[0]["variant"]]
     numbers = ("ap", "dice")
     return [{"image": row["image"], "group": row["group"], **{key: float(row[key]) for key in numbers}} for row in rows]
 

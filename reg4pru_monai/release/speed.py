@@ -11,6 +11,7 @@ from ..accounting import count_flops, paired_ratio, peak_memory, seconds
 from ..environment import hardware
 from ..evaluation import predict
 from ..inference import Pipeline
+from ..networks import variants
 
 REPEATS = 7
 
@@ -23,7 +24,7 @@ def measure_speed(pipeline: Pipeline, entry: Mapping[str, str], repeats: int = R
     """
     busy = psutil.getloadavg()[0]
     item = pipeline.prepare(entry["image"], entry["angle"])
-    variants = {"pruned": pipeline.network, "dense": pipeline.network.dense()}
+    measured = variants(pipeline.network)
     found: dict[str, Any] = {
         "hardware": hardware(pipeline.device),
         "photograph": entry["name"],
@@ -32,8 +33,8 @@ def measure_speed(pipeline: Pipeline, entry: Mapping[str, str], repeats: int = R
         "busy": busy,
         "processors": psutil.cpu_count(),
     }
-    times: dict[str, list[float]] = {name: [] for name in (*variants, "file_to_mask")}
-    for name, network in variants.items():  # also the warm-up
+    times: dict[str, list[float]] = {name: [] for name in (*measured, "file_to_mask")}
+    for name, network in measured.items():  # also the warm-up
 
         def run(network: Any = network) -> Any:
             return predict(network, item, pipeline.preprocessing, pipeline.inferer, pipeline.device)
@@ -44,12 +45,13 @@ def measure_speed(pipeline: Pipeline, entry: Mapping[str, str], repeats: int = R
         return pipeline(entry["image"], entry["angle"]).mask()
 
     for _ in range(repeats):
-        for name, network in variants.items():
+        for name, network in measured.items():
             result = predict(network, item, pipeline.preprocessing, pipeline.inferer, pipeline.device)
             times[name].append(result.seconds)
         times["file_to_mask"].append(seconds(whole, pipeline.device)[0])
-    for name in variants:
+    for name in measured:
         found[name]["seconds"] = median(times[name])
     found["file_to_mask_seconds"] = median(times["file_to_mask"])
-    found["speedup"] = list(paired_ratio(times["dense"], times["pruned"]))
+    if "pruned" in measured:
+        found["speedup"] = list(paired_ratio(times["dense"], times["pruned"]))
     return found

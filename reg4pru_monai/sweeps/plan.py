@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser
 from ..configuration import check_configuration, configuration_digest, data_digest, merged_configuration
 from ..networks import build_network
 from ..runtime import ConfigurationError, root_cause
-from ..tracking_store import resolve_uri
+from ..tracking_store import masked, resolve_uri
 from .experiments import RESERVED, Experiment, Member, check_settings
 
 TRAIN = Path(__file__).resolve().parents[2] / "bundles" / "fundus_vessel_segmentation" / "configs" / "train.yaml"
@@ -148,12 +148,15 @@ def _reserved_in(value: Any) -> set[str]:
 
 
 def tracking_uris(tracking_uri: str | None, output_dir: Path) -> tuple[str, str | None]:
-    """The store to ask, and the one to write into commands: none where they find it in the environment, as secrets do.
+    """The store to ask, and the one to write into commands: none where they find it in the environment.
 
-    The default is one SQLite file for all experiments in ``output_dir``.
+    The default is one SQLite file for all experiments in ``output_dir``. A URI with a password is put into the
+    environment, because commands are printed and logged.
     """
-    from_environment = tracking_uri is None and os.environ.get("MLFLOW_TRACKING_URI")
     uri = resolve_uri(tracking_uri, output_dir)
+    if masked(uri) != uri:
+        os.environ["MLFLOW_TRACKING_URI"], tracking_uri = uri, None
+    from_environment = tracking_uri is None and os.environ.get("MLFLOW_TRACKING_URI")
     return uri, None if from_environment else uri
 
 

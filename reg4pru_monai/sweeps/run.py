@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from .. import locks
 from ..tracking import JOURNAL_ID, OFF, Tracker, environment_tags
-from ..tracking_store import JOURNAL_NAME, calm, read_journal, reason
+from ..tracking_store import JOURNAL_NAME, calm, masked, read_journal, reason
 from .experiments import Experiment
 from .plan import Job, Plan, as_text
 from .results import (
@@ -252,7 +252,7 @@ class Sweep:
 
     def _warn(self, message: str) -> None:
         if not self._warned:
-            logger.warning("MLflow at %s %s", self.tracking_uri, message)
+            logger.warning("MLflow at %s %s", masked(self.tracking_uri), message)
         self._warned = True
 
     def _pass_on(self) -> None:

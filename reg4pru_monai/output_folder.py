@@ -1,0 +1,61 @@
+"""Output folders of trainings and evaluations: one process at a time writes into each."""
+
+import atexit
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .runtime import ConfigurationError
+
+_claimed: dict[Path, FileLock] = {}
+
+
+def claim(folder: str | Path) -> None:
+    """Make an output folder, and keep it for this process until `release` or until the process ends in whatever way.
+
+    Where it cannot be written, or the file system knows no locks, nothing happens: the first is reported by whoever
+    writes. Raises ConfigurationError where another process has it.
+    """
+    path = Path(folder).resolve()
+    held = _claimed.get(path) or FileLock(path / ".lock")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        held.acquire(timeout=0)
+        if not (path / ".lock").exists():  # taken away by its holder between our opening and our locking it
+            held.release(force=True)
+            held.acquire(timeout=0)
+    except Timeout:
+        raise ConfigurationError(
+            f"{path} is being written by another training or evaluation; wait for it, or choose another --output_dir"
+        ) from None
+    except (OSError, NotImplementedError):
+        return
+    _claimed[path] = held
+
+
+def release(folder: str | Path) -> None:
+    """Give a folder free that this process has claimed, and take it away where nothing was written into it."""
+    path = Path(folder).resolve()
+    if held := _claimed.pop(path, None):
+        with suppress(OSError):  # Windows removes no open file
+            (path / ".lock").unlink()
+        held.release(force=True)
+        with suppress(OSError):
+            path.rmdir()
+
+
+@contextmanager
+def releasing(folder: str | Path) -> Iterator[None]:
+    """Call `release` at the end of the block."""
+    try:
+        yield
+    finally:
+        release(folder)
+
+
+@atexit.register
+def _release_all() -> None:
+    for path in list(_claimed):
+        release(path)
