@@ -35,7 +35,7 @@ ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("default")  # Ray warns of its own inside
 COUNT = 12
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["warm_batches"])
+PROCESSES.set_forkserver_preload(["batches"])
 
 
 @pytest.fixture(scope="module")
