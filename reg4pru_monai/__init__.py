@@ -6,6 +6,8 @@ What users import is loaded at its first use: the package alone is imported with
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .startup import adapt_environment
+
 if TYPE_CHECKING:
     from .inference import Pipeline as Pipeline
     from .inference import load_pipeline as load_pipeline
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from .segmenter import build_segmenter as build_segmenter
 
 __version__ = "0.1.0"
+adapt_environment()
 _PLACES = {
     "Pipeline": "inference",
     "load_pipeline": "inference",

@@ -20,7 +20,7 @@ from torch.nn import SyncBatchNorm
 
 from . import processes
 from .after_training import AfterTraining
-from .configuration import check_configuration, training_digests
+from .configuration import check_configuration, merged_configuration, training_digests
 from .environment import SystemMetrics, frozen_packages, hardware
 from .evaluation import Evaluation, check_labels
 from .fundus.angle import angle_of_view as angle_of_view  # for the configurations
@@ -91,7 +91,11 @@ def check_keys(name: str) -> None:
     workflow = calling_workflow()
     if workflow is None:
         return
-    known = ConfigParser.load_config_file(str(Path(root()) / "configs" / name))
+    folder = Path(root()) / "configs"
+    known = ConfigParser.load_config_file(str(folder / name))
+    if name != "train.yaml":
+        below = {k: v for k, v in merged_configuration([folder / "train.yaml"], {}).get().items() if k != "_meta_"}
+        known = {**below, **known} if below.keys() <= configuration().keys() else known  # as an overlay of it
     asked = [each["id"].split("::")[0] for each in (workflow.properties or {}).values()]  # as attributes, by MONAI
     check_configuration(configuration(), known, name, [workflow.init_id, workflow.run_id, workflow.final_id, *asked])
 

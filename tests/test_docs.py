@@ -76,8 +76,10 @@ def test_code_blocks_run(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(sys, "argv", ["documentation"])
     matplotlib.use("agg")
-    for folder in ("bundles", "configs"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
+    home = page.parent.parent if page.is_relative_to(ROOT / "bundles") else ROOT
+    for folder in ("bundles", "configs", "models"):
+        if (home / folder).is_dir():
+            (tmp_path / folder).symlink_to(home / folder)
     reader = Reader(training / "checkpoints" / "best.pt", phantom_set)
     if not inference.CHECKPOINT.is_file():  # the weights of the bundle are published after the code
         monkeypatch.setattr(inference.load_pipeline, "__defaults__", reader.defaults())
