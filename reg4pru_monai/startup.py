@@ -27,7 +27,7 @@ def adapt_environment() -> None:
     with suppress(OSError):  # no temporary files either: what needs a cache will say so
         folder = Path(tempfile.gettempdir()) / f"reg4pru-{getpass.getuser()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid == os.getuid():  # nobody else's, put there on purpose
+        if folder.stat().st_uid == os.geteuid():  # nobody else's, put there on purpose
             for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
                 os.environ.setdefault(name, str(folder))
 
