@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 
 from conftest import ROOT
 from reg4pru_monai import inference
+from reg4pru_monai.batch.ray_engine import INSTALL
 from reg4pru_monai.cli import app
 from runs import TINY, arguments, settings, undisturbed
 
@@ -236,3 +237,12 @@ def test_what_a_console_shows_is_told_from_its_output() -> None:
 
 def test_every_page_is_found() -> None:
     assert {"README.md", "docs/training.md", "CONTRIBUTING.md"} <= set(map(name_of, PAGES))
+
+
+def test_install_lines_name_no_index_where_the_project_is_not() -> None:
+    sources = [*PAGES, *(ROOT / "reg4pru_monai").rglob("*.py")]
+    lines = [line for path in sources for line in re.findall(r"pip install[^`\n]*", path.read_text(encoding="utf-8"))]
+    assert len(lines) > 10
+    assert [line for line in lines if re.search(r"reg4pru-monai(?!\S*\.whl)", line)] == []
+    project = (ROOT / "pyproject.toml").read_text()
+    assert INSTALL.removeprefix("pip install ") in project  # with the versions that the extra has
