@@ -25,6 +25,7 @@ from .configuration import (
     check_no_other_tracking,
     check_texts,
     command_line,
+    merged_configuration,
     training_digests,
 )
 from .environment import SystemMetrics, frozen_packages, hardware
@@ -99,7 +100,11 @@ def check_keys(name: str) -> None:
     workflow = calling_workflow()
     if workflow is None:
         return
-    known = ConfigParser.load_config_file(str(Path(root()) / "configs" / name))
+    folder = Path(root()) / "configs"
+    known = ConfigParser.load_config_file(str(folder / name))
+    if name != "train.yaml":
+        below = {k: v for k, v in merged_configuration([folder / "train.yaml"], {}).get().items() if k != "_meta_"}
+        known = {**below, **known} if below.keys() <= configuration().keys() else known  # as an overlay of it
     asked = [each["id"].split("::")[0] for each in (workflow.properties or {}).values()]  # as attributes, by MONAI
     merged = configuration()
     check_no_other_tracking(merged)

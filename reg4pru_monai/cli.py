@@ -45,6 +45,14 @@ def phantoms(
     typer.echo(f"{count} photographs in {directory}")
 
 
+@app.command(name="bundle")
+def bundle_folder() -> None:
+    """Print the folder of the MONAI bundle that ships, for --config_file $(reg4pru bundle)/configs/train.yaml."""
+    from .released import BUNDLE
+
+    typer.echo(BUNDLE)
+
+
 @app.command()
 def summary(
     training: Annotated[Path, typer.Argument(help="The --output_dir of a training or evaluation.")],

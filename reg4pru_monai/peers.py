@@ -66,4 +66,4 @@ def chosen_peers(names: Sequence[str]) -> tuple[str, ...]:
 def why_not(error: Exception) -> str:
     """Why a peer was left out, in one line, with the remedy where a package is missing."""
     text = f"{type(error).__name__}: {error}".splitlines()[0]
-    return f"{text}; pip install 'reg4pru-monai[peers]'" if isinstance(error, ImportError) else text
+    return f"{text}; pip install einops timm" if isinstance(error, ImportError) else text

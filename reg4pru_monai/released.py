@@ -1,14 +1,20 @@
-"""The weights that ship with the bundle: where they are, and whether the file is the one that was released."""
+"""What ships with the package: the bundle, its weights, the overlays; and whether the weights are those released."""
 
 import hashlib
 import json
 from pathlib import Path
 
-BUNDLE = Path(__file__).resolve().parents[1] / "bundles" / "fundus_vessel_segmentation"
+_PACKAGE = Path(__file__).resolve().parent
+_SHIPPED = _PACKAGE if (_PACKAGE / "bundles").is_dir() else _PACKAGE.parent  # in the wheel; in a checkout
+BUNDLE = _SHIPPED / "bundles" / "fundus_vessel_segmentation"
+CONFIGS = _SHIPPED / "configs"  # overlays, and the experiments of sweeps
 WEIGHTS = "models/model.pt"  # in a bundle
 CHECKPOINT = BUNDLE / WEIGHTS
 _POINTER = b"version https://git-lfs"
-_AGAIN = "get the file again (git checkout -- FILE, or git lfs pull where it is kept in Git LFS)"
+_AGAIN = (
+    "get the file again (git checkout -- FILE, or git lfs pull where it is kept in Git LFS; install a wheel again with "
+    "--force-reinstall)"
+)
 
 
 class CheckpointError(RuntimeError):
@@ -24,12 +30,6 @@ def missing_weights(path: Path) -> str | None:
     """What to do about shipped weights that are not there; None for any other file."""
     if path.resolve() != CHECKPOINT:
         return None
-    if not BUNDLE.is_dir():
-        return (
-            f"{path}: the weights are not there, because the Python package comes without the bundle. Clone the "
-            f"repository of this project and install it from there (pip install -e .), or copy "
-            f"bundles/{BUNDLE.name}/{WEIGHTS} from it and give its path as checkpoint (--checkpoint FILE)"
-        )
     return f"{path}: the weights of the bundle are missing; {_AGAIN}, or name another with --checkpoint FILE"
 
 

@@ -25,7 +25,6 @@ import numpy as np
 from . import __version__
 from .batch.failures import StageError, error_row
 from .batch.inputs import Item
-from .batch.measurements import warm_up
 from .batch.photograph import Photograph
 from .batch.rows import COLUMNS as ROW
 from .batch.settings import settings_of
@@ -58,7 +57,7 @@ MEASURED = tuple(column.name for column in ROW if column.name not in _LEFT_OUT)
 COLUMNS = ("error", *OUTPUTS, *MEASURED)
 _TEXT = ("error", "sha256", "format", "camera_maker", "camera_model", "laterality")
 _WHOLE = ("height_px", "width_px", "bits", "fov_full_frame", "branch_count", "branch_point_count")
-_PACKAGES = ("torch", "monai", "numpy", "scipy", "scikit-image", "skan", "imagecodecs", "tifffile", "pillow", "pandas")
+_PACKAGES = ("torch", "monai", "numpy", "scipy", "scikit-image", "imagecodecs", "tifffile", "pillow", "pandas")
 _SHORTEST_DATA = 300  # characters: no photograph is less in base64, and hardly a path is more
 
 
@@ -153,7 +152,6 @@ def _file_or_data(text: str) -> Path | bytes:
 
 def _load_pyfunc(path: str) -> ServedModel:
     """What MLflow calls to load a model. path: the checkpoint in the model folder."""
-    warm_up()
     return ServedModel(load_pipeline(path))
 
 

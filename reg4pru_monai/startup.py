@@ -1,9 +1,35 @@
-"""A quick start for commands that need little of MONAI."""
+"""What must be set before dependencies are imported, and a quick start for commands that need little of MONAI."""
 
+import getpass
+import os
 import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 # MONAI imports all of itself, and these where they are installed: together as long as itself and torch.
 OPTIONAL = ("ignite", "matplotlib", "mlflow", "onnx", "onnxruntime", "pandas", "tensorboard")
+
+
+def adapt_environment() -> None:
+    """Let dependencies run without a name for the user and without a home folder, as in containers and on clusters.
+
+    MONAI asks for the user's name when it is imported, which fails for an id that is in no list of users. Caches go to
+    a folder of the user among the temporary files where the home folder cannot be written. Variables that are set are
+    left as they are.
+    """
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        os.environ["LOGNAME"] = f"uid{os.getuid()}" if hasattr(os, "getuid") else "user"
+    if os.access(os.path.expanduser("~"), os.W_OK):
+        return
+    with suppress(OSError):  # no temporary files either: what needs a cache will say so
+        folder = Path(tempfile.gettempdir()) / f"reg4pru-{getpass.getuser()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid == os.geteuid():  # nobody else's, put there on purpose
+            for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+                os.environ.setdefault(name, str(folder))
 
 
 def import_monai_alone() -> None:

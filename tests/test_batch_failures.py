@@ -99,8 +99,8 @@ def test_dicom(tmp_path: Path) -> None:
             "Convert it, for example with gdcmconv --raw (GDCM).",
         ),
         (
-            'is DICOM, which needs pydicom: pip install "reg4pru-monai[dicom]"',
-            'Install pydicom: pip install "reg4pru-monai[dicom]"',
+            "is DICOM, which needs pydicom: pip install pydicom highdicom",
+            "Install pydicom: pip install pydicom highdicom",
         ),
         (
             "has another number of bits in its image data than BitsStored (0028,0101) says",

@@ -17,7 +17,7 @@ from reg4pru_monai.files import is_leftover
 COUNT, KILLS = 24, 20
 # The server imports everything once; a process forked from it starts in milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["warm_batches"])
+PROCESSES.set_forkserver_preload(["batches"])
 
 
 @pytest.fixture(scope="module", autouse=True)

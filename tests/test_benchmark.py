@@ -296,7 +296,7 @@ def test_peers_are_measured_or_skipped_with_a_reason(monkeypatch: pytest.MonkeyP
     assert all(entry.reason for entry in skipped)
     assert "timm_vit_small" not in found
     reason = next(entry.reason for entry in skipped if entry.network == "timm_vit_small")
-    assert re.fullmatch(r"ModuleNotFoundError: .*timm.*; pip install 'reg4pru-monai\[peers\]'", reason)
+    assert re.fullmatch(r"ModuleNotFoundError: .*timm.*; pip install einops timm", reason)
     unet = found["BasicUNet"]
     assert unet.gflops_counted == pytest.approx(0.6229, rel=1e-3)
     assert (unet.preset, unet.gflops, unet.flop_ratio, unet.efficiency) == (None, None, None, None)

@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from fire.parser import DefaultParseValue
+from monai.bundle import ConfigWorkflow
 from monai.bundle import scripts as monai_commands
 from PIL import Image
 
@@ -290,13 +291,51 @@ def test_run_is_an_alias_of_training() -> None:
 # --- the bundle as MONAI sees it
 
 
-@pytest.mark.parametrize("name", ["train", "inference"])
-def test_check_properties_finds_nothing_missing(name: str, training: Path, phantom_set: Path, tmp_path: Path) -> None:
-    weights = {} if name == "train" else {"checkpoint": str(training / "checkpoints" / "best.pt")}
-    found = workflow(name, dataset_dir=str(phantom_set), output_dir=str(tmp_path / "out"), **weights)
+@pytest.mark.parametrize("files", [["train"], ["inference"], ["evaluate"], ["train", "evaluate"]], ids="+".join)
+def test_check_properties_finds_nothing_missing(files: list[str], phantom_set: Path, tmp_path: Path) -> None:
+    given = {"dataset_dir": str(phantom_set), "output_dir": str(tmp_path / "out"), "device": "cpu"}
+    kind = "train" if files == ["train"] else "eval"
     with undisturbed():
+        found = ConfigWorkflow([config(name) for name in files], workflow_type=kind, logging_file=False, **given)
         found.initialize()
         assert found.check_properties() == []
+
+
+def test_evaluation_as_an_overlay_of_the_training(training: Path, tmp_path: Path) -> None:
+    """Alone it is the same: see the result of the training, above."""
+    data, best = training.parent / "phantoms-4-2-112-0", training / "checkpoints" / "best.pt"
+    given = {"dataset_dir": str(data), "checkpoint": str(best), "output_dir": str(tmp_path / "out")}
+    given |= settings("evaluate", part="validation")
+    files = [config("train"), config("evaluate")]
+    with undisturbed():
+        found = ConfigWorkflow(files, workflow_type="eval", logging_file=False, **given)
+        found.initialize()
+        found.evaluator.run()
+        found.run()
+        found.finalize()
+        with pytest.raises(RuntimeError) as caught:
+            ConfigWorkflow(files, workflow_type=None, logging_file=False, **given, max_epochs=3).initialize()
+    assert "key 'max_epochs' has no effect" in str(root_cause(caught.value))
+    metrics = [record["metrics"] for record in read_journal(training) if record["kind"] == "metrics"]
+    validated = max(each["validation/ap"] for each in metrics if "validation/ap" in each)
+    assert found.evaluator.state.metrics["ap"] == pytest.approx(validated, abs=1e-6)
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert written["pruned/ap"] == pytest.approx(validated, abs=0.05)  # in the pixels of the photograph
+
+
+def test_the_model_zoo_would_take_the_bundle() -> None:
+    """What its checks look for besides metadata, properties and the shape of the output."""
+    for name in ("LICENSE", "configs/metadata.json", "configs/inference.yaml", "models/model.pt"):
+        assert (BUNDLE / name).stat().st_size > 0
+    card = (BUNDLE / "docs" / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"not scripted by TorchScript.*exclude_verify_torchscript_list", card, re.DOTALL)
+    targets = [each for each in re.findall(r"\]\(([^)\s]+)\)", card) if not each.startswith("https://")]
+    assert targets
+    for target in targets:
+        assert (BUNDLE / "docs" / target).resolve().is_relative_to(BUNDLE)
+    with pytest.warns(UserWarning, match="return state dict instead"):
+        loaded: Any = monai.bundle.load(BUNDLE.name, bundle_dir=BUNDLE.parent, workflow_type="infer", device="cpu")
+    assert loaded.keys() == {"network", "configuration"}  # as the card says: no network
 
 
 def test_bundle_root_is_beside_the_configuration_wherever_the_command_starts(
@@ -329,6 +368,7 @@ def test_metadata_is_valid_and_true() -> None:
 def test_verify_net_in_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     known = {"net_id": "network_def", "meta_file": str(METADATA), "config_file": config("inference"), "device": "cpu"}
     with undisturbed():
+        monai.bundle.verify_net_in_out(**known, bundle_root=str(BUNDLE))  # one pixel, as the model zoo does
         monai.bundle.verify_net_in_out(**known, any=45, bundle_root=str(BUNDLE))
         monkeypatch.chdir(tmp_path)
         with pytest.raises(RuntimeError) as caught:

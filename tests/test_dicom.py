@@ -686,6 +686,6 @@ def test_without_pydicom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for name in [name for name in sys.modules if name.split(".")[0] == "pydicom"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    assert reason(path) == 'is DICOM, which needs pydicom: pip install "reg4pru-monai[dicom]"'
+    assert reason(path) == "is DICOM, which needs pydicom: pip install pydicom highdicom"
     with pytest.raises(ValueError, match="identifiers are DICOM keywords and need pydicom"):
         read_photographs(path, identifiers=["PatientID"])

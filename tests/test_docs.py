@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 
 from conftest import ROOT
 from reg4pru_monai import inference
+from reg4pru_monai.batch.ray_engine import INSTALL
 from reg4pru_monai.cli import app
 from runs import TINY, arguments, settings, undisturbed
 
@@ -76,8 +77,10 @@ def test_code_blocks_run(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(sys, "argv", ["documentation"])
     matplotlib.use("agg")
-    for folder in ("bundles", "configs"):
-        (tmp_path / folder).symlink_to(ROOT / folder)
+    home = page.parent.parent if page.is_relative_to(ROOT / "bundles") else ROOT
+    for folder in ("bundles", "configs", "models"):
+        if (home / folder).is_dir():
+            (tmp_path / folder).symlink_to(home / folder)
     reader = Reader(training / "checkpoints" / "best.pt", phantom_set)
     if not inference.CHECKPOINT.is_file():  # the weights of the bundle are published after the code
         monkeypatch.setattr(inference.load_pipeline, "__defaults__", reader.defaults())
@@ -234,3 +237,12 @@ def test_what_a_console_shows_is_told_from_its_output() -> None:
 
 def test_every_page_is_found() -> None:
     assert {"README.md", "docs/training.md", "CONTRIBUTING.md"} <= set(map(name_of, PAGES))
+
+
+def test_install_lines_name_no_index_where_the_project_is_not() -> None:
+    sources = [*PAGES, *(ROOT / "reg4pru_monai").rglob("*.py")]
+    lines = [line for path in sources for line in re.findall(r"pip install[^`\n]*", path.read_text(encoding="utf-8"))]
+    assert len(lines) > 10
+    assert [line for line in lines if re.search(r"reg4pru-monai(?!\S*\.whl)", line)] == []
+    project = (ROOT / "pyproject.toml").read_text()
+    assert INSTALL.removeprefix("pip install ") in project  # with the versions that the extra has

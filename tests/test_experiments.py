@@ -386,3 +386,11 @@ def test_overrides_are_pairs_and_not_those_of_the_sweep() -> None:
             parse_overrides(wrong)
     with pytest.raises(ConfigurationError, match="'output_dir' cannot be set here; give --output-dir"):
         parse_overrides(["--output_dir", "x"])
+
+
+def test_an_experiment_that_ships_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "policies").mkdir()  # of somebody's own
+    assert read_experiment(Path("policies")) == read_experiment(ROOT / "configs" / "experiments" / "policies.yaml")
+    with pytest.raises(ConfigurationError, match=r"polices: neither a file nor an exp.*: did you mean 'policies'\?"):
+        read_experiment(Path("polices"))

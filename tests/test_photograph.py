@@ -152,5 +152,5 @@ def test_large_files_are_refused_before_they_are_read(tmp_path: Path, start: byt
 def test_dicom_without_pydicom_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pydicom", None)
     (tmp_path / "a").write_bytes(bytes(128) + b"DICM" + bytes(100))
-    with pytest.raises(FundusReadError, match=r'is DICOM, which needs pydicom: pip install "reg4pru-monai\[dicom\]"'):
+    with pytest.raises(FundusReadError, match=r"is DICOM, which needs pydicom: pip install pydicom highdicom"):
         read_photographs(tmp_path / "a")

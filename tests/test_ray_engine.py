@@ -35,7 +35,7 @@ ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("default")  # Ray warns of its own inside
 COUNT = 12
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["warm_batches"])
+PROCESSES.set_forkserver_preload(["batches"])
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +274,10 @@ def test_a_cluster_without_processors_is_refused() -> None:
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_engine, "find_spec", lambda _: None)
-    with pytest.raises(SettingsError, match=r'pip install "reg4pru-monai\[ray\]"'), ray_engine.connected(RayOptions()):
+    with (
+        pytest.raises(SettingsError, match=r'pip install "ray\[data\]>=2.50,<2.64"'),
+        ray_engine.connected(RayOptions()),
+    ):
         pass
 
 

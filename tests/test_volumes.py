@@ -210,7 +210,7 @@ def test_no_error_names_the_patient(tmp_path: Path, dicoms: Any, capfd: pytest.C
 
 def test_without_highdicom(tmp_path: Path, photograph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(ValueError, match=r'need highdicom: pip install "reg4pru-monai\[dicom\]"'):
+    with pytest.raises(ValueError, match=r"need highdicom: pip install pydicom highdicom"):
         encode_dicom_seg(photograph, MASKS[:1], *DIGESTS)
 
 

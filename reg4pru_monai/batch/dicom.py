@@ -23,7 +23,7 @@ from ..fundus.picture import Refused, check_size
 from .columns import Value
 from .dicom_frames import CODECS, JPEG_2000, NATIVE, Layout, decode_frame
 
-INSTALL = 'pip install "reg4pru-monai[dicom]"'
+INSTALL = "pip install pydicom highdicom"
 
 _MAGIC = b"DICM"
 _DEFLATED = "1.2.840.10008.1.2.1.99"

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from scipy.spatial import KDTree
+from skimage.graph import pixel_graph
 from skimage.morphology import skeletonize
 
 from ..fundus import FieldOfView
@@ -218,27 +219,60 @@ def _per_block(mask: np.ndarray, side: int) -> np.ndarray:
 
 def _branches(skeleton: np.ndarray, sigma: float) -> _Branches:
     """Trace a skeleton (H, W) bool; lengths are those of the branches smoothed by sigma, px."""
-    if not _has_neighbours(skeleton):  # skan fails on single pixels alone
-        points = np.argwhere(skeleton)
-        return _Branches(points, np.zeros(len(points), int), [], np.zeros(0), np.zeros(0))
-    from skan import Skeleton  # half a second, and seconds more to compile at the first use
-
-    graph = Skeleton(skeleton, keep_images=False)
-    paths = [graph.path(number) for number in range(graph.n_paths)]
-    lines = [graph.coordinates[path].astype(float) for path in paths]
+    points = np.argwhere(skeleton)
+    graph = _without_clusters(pixel_graph(skeleton, connectivity=2)[0].tocsr())
+    paths = _paths(graph)
+    lines = [points[path].astype(float) for path in paths]
     chords = np.array([np.hypot(*(line[-1] - line[0])) for line in lines])
-    return _Branches(graph.coordinates, graph.degrees, paths, _lengths(lines, sigma), chords)
+    return _Branches(points, np.diff(graph.indptr), paths, _lengths(lines, sigma), chords)
 
 
-def _has_neighbours(skeleton: np.ndarray) -> bool:
-    left, right, s = skeleton[:, :-1], skeleton[:, 1:], skeleton
-    return bool(
-        (left & right).any() or (s[1:] & s[:-1]).any() or (left[1:] & right[:-1]).any() or (left[:-1] & right[1:]).any()
-    )
+def _without_clusters(graph: csr_array) -> csr_array:
+    """Where several neighbours are branch points, keep the shortest links that join them: one branch point remains.
+
+    graph: (N, N) distances of neighbouring pixels, px.
+    """
+    degrees = np.diff(graph.indptr)
+    links = graph.tocoo()
+    among = (degrees[links.row] > 2) & (degrees[links.col] > 2)
+    clusters = csr_array((links.data[among], (links.row[among], links.col[among])), shape=graph.shape)
+    tree = minimum_spanning_tree(clusters)
+    found = csr_array(graph - clusters + tree + tree.T)
+    found.sort_indices()
+    return found
+
+
+def _paths(graph: csr_array) -> list[np.ndarray]:
+    """The branches of a graph of pixels from node to node, and closed loops, as numbers of pixels in order.
+
+    A node is a pixel that has not two neighbours.
+    """
+    starts, neighbours = graph.indptr.tolist(), graph.indices.tolist()
+    inner = np.diff(graph.indptr) == 2
+    inside = inner.tolist()
+    passed: set[int] = set()  # pixels inside the paths
+    taken: set[tuple[int, int]] = set()  # last steps backwards: a path is not walked again from its other end
+
+    def walk(start: int, following: int) -> np.ndarray:
+        path = [start, following]
+        while path[-1] != start and inside[path[-1]]:
+            first = starts[path[-1]]
+            path.append(neighbours[first + (neighbours[first] == path[-2])])
+        passed.update(path[1:-1])
+        taken.add((path[-1], path[-2]))
+        return np.array(path)
+
+    nodes = np.flatnonzero(~inner).tolist()
+    steps = ((node, neighbours[at]) for node in nodes for at in range(starts[node], starts[node + 1]))
+    paths = [walk(*step) for step in steps if step not in taken]
+    loops = (pixel for pixel in np.flatnonzero(inner).tolist() if pixel not in passed)
+    return paths + [walk(pixel, neighbours[starts[pixel]]) for pixel in loops]
 
 
 def _lengths(lines: list[np.ndarray], sigma: float) -> np.ndarray:
     """Length (P,) of each line of pixels (n, 2) float, smoothed with its ends fixed, px."""
+    if not lines:
+        return np.zeros(0)
     reach = int(4 * sigma + 0.5)  # of SciPy's Gaussian: lines so much longer do not touch each other in one array
     longer = [np.pad(line, ((reach, reach), (0, 0)), "reflect", reflect_type="odd") for line in lines]
     smooth = ndimage.gaussian_filter1d(np.concatenate(longer), sigma, axis=0)  # odd: straight lines stay straight
@@ -304,10 +338,3 @@ def _fewest_boxes(cells: np.ndarray, side: int) -> int:
     windows = ndimage.maximum_filter(np.pad(cells, side), side, mode="constant")
     number = len(windows) // side
     return int(windows.reshape(number, side, number, side).sum((0, 2)).min())
-
-
-def warm_up() -> None:
-    """Measure a short line: skan compiles at its first use in a process, which takes seconds."""
-    mask = np.zeros((32, 32), bool)
-    mask[15:17, 4:28] = True
-    measure_vessels(mask, FieldOfView((32, 32), (15.5, 15.5), 32.0, (0, 0, 32, 32), 1.0, False))

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 PARTS = 4096  # of an archive, which the driver lists: more take its memory
 TOGETHER = 16  # files in a part of a smaller one; what a reader that dies takes along
 PATIENCE = 30.0  # s, until work is divided anew among the nodes that are left
-INSTALL = 'pip install "reg4pru-monai[ray]"'
+INSTALL = 'pip install "ray[data]>=2.50,<2.64"'
 
 
 @contextmanager

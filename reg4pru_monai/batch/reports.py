@@ -23,7 +23,7 @@ _READABLE = str.maketrans({"T": " ", "Z": " UTC"})  # of 2030-01-31T12:00:00Z
 
 def versions() -> dict[str, str]:
     """Of this package and those that results depend on."""
-    names = ("torch", "monai", "numpy", "scipy", "scikit-image", "skan", "pillow", "imagecodecs", "tifffile")
+    names = ("torch", "monai", "numpy", "scipy", "scikit-image", "pillow", "imagecodecs", "tifffile")
     return {
         "reg4pru-monai": __version__,
         "python": platform.python_version(),

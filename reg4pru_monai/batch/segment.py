@@ -29,7 +29,6 @@ from .index import Index
 from .inputs import Item, Listing, counted, list_inputs, parse_shard, shard
 from .journal import Journal, Record
 from .locks import check_other_shards, lock_name, locked
-from .measurements import warm_up
 from .ray_plan import RayOptions
 from .reports import versions, write_reports
 from .rows import has_no_disc
@@ -109,7 +108,6 @@ def segment_photographs(
     came from, for run.json. started, progress: called once with the counts, and for every file, from other threads.
     Raises InputError, SettingsError, LockedError, WriteError, OSError; with ray also ClusterError.
     """
-    threading.Thread(target=warm_up, daemon=True).start()
     if is_url(str(output)):
         raise SettingsError(f"--output is a folder, for journal and tables: give {output} as --store")
     output = Path(output)

@@ -161,7 +161,7 @@ def _training(facts: Facts) -> str:
     lines = ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)]
     text = (
         "## Training\n\nBinary cross-entropy plus Dice loss inside the field of view, and the losses of the pruning "
-        "policy; moving average of the weights. How: [docs/training.md](../../../docs/training.md).\n\n"
+        "policy; moving average of the weights.\n\n"
     )
     return text + "\n".join(lines) + (f"\n\nSettings: {', '.join(shown)}." if shown else "")
 
@@ -206,8 +206,7 @@ def _metrics(facts: Facts) -> str:
     parts = [
         "## Metrics",
         "On the test photographs, in the pixels of the photograph, inside the field of view. Brackets: 95 % interval "
-        "over people. Pruned is what ships; dense is the same network without pruning. What the metrics are: "
-        "[docs/metrics.md](../../../docs/metrics.md).",
+        "over people. Pruned is what ships; dense is the same network without pruning.",
         f"Not trained on: {', '.join(unseen)}." if unseen else "",
         tables.accuracy(facts),
         _threshold(threshold),
@@ -324,29 +323,34 @@ def _limitations(facts: Facts) -> str:
 def _commands() -> str:
     return """## Commands
 
-From the root of the repository, in its environment (`make demo` or `make test` make it, `. .venv/bin/activate`
-activates it). `my_data` is a data set, `photos` a folder of photographs.
+In the folder of the bundle, which `reg4pru bundle` prints, with the Python package `reg4pru-monai` installed. `my_data`
+is a data set, `photos` a folder of photographs.
 
 ```bash
-python -m monai.bundle run training \\
-  --config_file bundles/fundus_vessel_segmentation/configs/train.yaml \\
-  --dataset_dir my_data
-python -m monai.bundle run evaluating \\
-  --config_file bundles/fundus_vessel_segmentation/configs/evaluate.yaml \\
-  --dataset_dir my_data
-python -m monai.bundle run \\
-  --config_file bundles/fundus_vessel_segmentation/configs/inference.yaml \\
-  --dataset_dir photos --output_dir runs/segmented
+python -m monai.bundle run training --config_file configs/train.yaml --dataset_dir my_data
+python -m monai.bundle run evaluating --config_file configs/evaluate.yaml --dataset_dir my_data
+python -m monai.bundle run --config_file configs/inference.yaml --dataset_dir photos --output_dir runs/segmented
 ```
 
-`reg4pru segment photo.jpg` segments photographs without a configuration. Evaluation, inference and `reg4pru segment`
-use `models/model.pt`, unless `--checkpoint` names another. All settings:
-[docs/training.md](../../../docs/training.md)."""
+Evaluation also works as an overlay, `--config_file "['configs/train.yaml','configs/evaluate.yaml']"`. `reg4pru segment
+photo.jpg` segments photographs without a configuration. Evaluation, inference and `reg4pru segment` use
+`models/model.pt`, unless `--checkpoint` names another. The settings stand in the configuration files, each with a
+comment. How the network works, what the metrics are and all commands: `docs/` in the repository of the package.
+
+## Loading and export
+
+`models/model.pt` holds the weights under the key `network` and what they were trained with under `configuration`.
+`reg4pru_monai.load_pipeline()` gives the network with its preprocessing; `monai.bundle.load` gives the content of the
+file.
+
+The network can be traced but not scripted by TorchScript. In the checks of MONAI's model zoo the bundle therefore
+belongs to those that do not support TorchScript (`exclude_verify_torchscript_list`). `reg4pru export` writes a trace,
+ONNX or a program of `torch.export`, compared with the network."""
 
 
 def _versions(facts: Facts) -> str:
     return (
-        f"## Versions\n\nMeasured by `{facts['command']}` ([docs/release.md](../../../docs/release.md)); all numbers: "
+        f"## Versions\n\nMeasured by `{facts['command']}`; all numbers: "
         f"[facts.json](facts.json).\n\n{tables.versions(facts)}"
     )
 

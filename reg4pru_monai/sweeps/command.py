@@ -10,7 +10,9 @@ from ..commands import readable
 
 
 def sweep(
-    experiment: Annotated[Path, typer.Argument(help="Experiment file, such as configs/experiments/policies.yaml.")],
+    experiment: Annotated[
+        Path, typer.Argument(help="Experiment file, or the name of one that ships, such as policies.")
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[-- --KEY VALUE ...]", help="Settings of all members.")
     ] = None,

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
+from ..released import CONFIGS
 from ..runtime import ConfigurationError
 
 KEYS = ("description", "configs", "set", "members", "vary", "seeds", "baseline")
@@ -47,7 +48,11 @@ class Experiment:
 
 
 def read_experiment(path: Path) -> Experiment:
-    """Read and expand an experiment file. Raises ConfigurationError that names the file, the key and the remedy."""
+    """Read and expand an experiment file. Raises ConfigurationError that names the file, the key and the remedy.
+
+    path: of the file, or the name of one that ships, such as policies.
+    """
+    path = _shipped(path)
     content = _read(path)
     _check_names(path, content, KEYS)
     shared = _member(path, path.stem, content)
@@ -98,6 +103,17 @@ class _Loader(yaml.SafeLoader):
         if len(found) < len(node.value):
             raise yaml.YAMLError(f"a key is given twice in the mapping at line {node.start_mark.line + 1}")
         return found
+
+
+def _shipped(path: Path) -> Path:
+    """The experiment that ships under a bare name, unless a file has it."""
+    if path.is_file() or path.name != str(path) or path.suffix:
+        return path
+    found = CONFIGS / "experiments" / f"{path}.yaml"
+    if not found.is_file():
+        known = sorted(each.stem for each in found.parent.glob("*.yaml"))
+        raise ConfigurationError(f"{path}: neither a file nor an experiment that ships{_nearest(str(path), known)}")
+    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from monai.bundle import ConfigParser
 
 from ..configuration import check_configuration, configuration_digest, data_digest, merged_configuration
 from ..networks import build_network
+from ..released import BUNDLE
 from ..runtime import ConfigurationError, root_cause
 from ..tracking_store import masked, resolve_uri
 from .experiments import RESERVED, Experiment, Member, check_settings
 
-TRAIN = Path(__file__).resolve().parents[2] / "bundles" / "fundus_vessel_segmentation" / "configs" / "train.yaml"
+TRAIN = BUNDLE / "configs" / "train.yaml"
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,6 @@ def plan(
     overrides: settings of all members, behind their own. tracking_uri: written into the commands. Raises
     ConfigurationError that names the member, and DatasetError.
     """
-    if not TRAIN.is_file():
-        raise ConfigurationError(f"{TRAIN} does not exist; install the project with pip install --editable")
     folder = output_dir.resolve() / experiment.name
     everywhere = dict(overrides or {})
     if dataset_dirs:
