@@ -11,8 +11,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from networks import small_network
 from reg4pru_monai.evaluation import Evaluation, Prediction, check_labels, predict
-from reg4pru_monai.fundus.datasets import datalist
 from reg4pru_monai.fundus import detect_fov
+from reg4pru_monai.fundus.datasets import datalist
 from reg4pru_monai.fundus.io import read_image, read_mask
 from reg4pru_monai.fundus.phantom import make_phantom
 from reg4pru_monai.mask_metrics import NAMES

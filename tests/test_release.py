@@ -14,8 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from reg4pru_monai.cli import app
-from reg4pru_monai.fundus.datasets import datalist
 from reg4pru_monai.fundus import detect_fov
+from reg4pru_monai.fundus.datasets import datalist
 from reg4pru_monai.fundus.io import read_image, read_mask
 from reg4pru_monai.fundus.phantom import make_phantom
 from reg4pru_monai.histograms import score_histogram
