@@ -12,8 +12,9 @@ import numpy as np
 
 from . import mask_metrics as cm
 from .files import table_reader
-from .fundus import DEFAULT_DIAMETER, FieldOfView, detect_fov
-from .fundus.io import IMAGE_SUFFIXES, decode_grey, has_two_values, read_bytes, read_grey, read_image
+from .fundus import DEFAULT_DIAMETER, FieldOfView
+from .fundus.detection import read_fov
+from .fundus.io import IMAGE_SUFFIXES, decode_grey, has_two_values, read_bytes, read_grey
 from .fundus.layouts import LABEL_NAME, LAYOUTS, SECOND_OBSERVER_NAME, listing
 from .fundus.truth import LABEL_MAP, check_truth, read_truth
 
@@ -113,7 +114,7 @@ def evaluate_masks(
     human = cm.ComparisonMetrics(diameter, probabilities=False) if second else None
     for name in names:
         label = read_truth(truth[name])
-        fov = _whole_frame(label.shape) if pictures is None else detect_fov(read_image(pictures[name]))
+        fov = _whole_frame(label.shape) if pictures is None else read_fov(pictures[name])
         _add(found, read_prediction(predicted[name], probabilities), label, fov, name, (predicted, truth))
         if human and name in second:
             _add(human, read_truth(second[name]).astype(np.float32), label, fov, name, (second, truth))

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from .accounting import compare_speed, count_flops, peak_memory, seconds
 from .environment import hardware
 from .files import replacing, write_rows
-from .fundus import FieldOfView, detect_fov
+from .fundus import FieldOfView
+from .fundus.detection import read_fov
 from .fundus.io import FundusReadError, read_image, read_mask
 from .fundus.truth import check_truth, read_truth
 from .mask_metrics import ComparisonMetrics, flat
@@ -258,7 +259,7 @@ def check_labels(data: Sequence[Mapping[str, str]]) -> None:
 
     def check(entry: Mapping[str, str]) -> None:
         label = read_truth(entry["label"])
-        check_truth(label, detect_fov(read_image(entry["image"])), entry["name"], Path(entry["label"]))
+        check_truth(label, read_fov(entry["image"]), entry["name"], Path(entry["label"]))
 
     with ThreadPoolExecutor() as pool:  # decoding and detection release the interpreter
         for _ in pool.map(check, data):

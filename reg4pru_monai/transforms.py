@@ -16,9 +16,9 @@ from reg4pru_monai.fundus import (
     CanonicalFrame,
     FieldOfView,
     canonical_frame,
-    detect_fov,
 )
 from reg4pru_monai.fundus.angle import checked_angle, diameter_for
+from reg4pru_monai.fundus.detection import named_fov
 from reg4pru_monai.fundus.frame import resize
 from reg4pru_monai.fundus.io import DEFAULT_MAX_PIXELS, read_image, read_mask
 from reg4pru_monai.fundus.rim import mirror_rim
@@ -104,9 +104,9 @@ class CanonicalFundusd(InvertibleTransform):
         out = dict(data)
         image = out[self.image_key]
         pixels = np.asarray(image, np.float32)
-        fov = detect_fov(pixels.transpose(1, 2, 0))
+        name = image.meta.get("filename_or_obj", "image") if isinstance(image, MetaTensor) else "image"
+        fov = named_fov(pixels.transpose(1, 2, 0), name)
         if fov.full_frame:
-            name = image.meta.get("filename_or_obj", "image") if isinstance(image, MetaTensor) else "image"
             logger.warning("%s: no field of view found, the whole frame is used; check the result", name)
         frame = canonical_frame(fov, self._diameter(out))
         out[self.image_key] = self._track(frame.forward_image(pixels), image, fov, binary=False)

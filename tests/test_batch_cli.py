@@ -54,15 +54,15 @@ def test_all_done_is_0_and_again_says_so(photographs: Path, tmp_path: Path, chec
     assert rows[0]["fov_diameter_px"] == pytest.approx(float(table(tmp_path / "out")[0]["fov_diameter_px"]), rel=1e-5)
 
 
-def test_what_has_no_disc_is_pointed_out(photographs: Path, tmp_path: Path, checkpoint: Path) -> None:
+def test_doubtful_fields_of_view_are_pointed_out(photographs: Path, tmp_path: Path, checkpoint: Path) -> None:
     folder = shutil.copytree(photographs, tmp_path / "in")
     Image.fromarray(np.full((72, 90, 3), 140, np.uint8)).save(folder / "wall.png")
     said = segment(folder, tmp_path / "out", checkpoint)
-    wanted = "1 without a round field of view, measured over the whole frame: look at them first"
+    wanted = "1 without a sure field of view: look at them first"
     assert wanted in said
     assert wanted in (tmp_path / "out" / "report.html").read_text()
     assert [row["path"] for row in table(tmp_path / "out") if row["fov_full_frame"] == "1"] == ["wall.png"]
-    assert '"without_disc": 1,' in segment(folder, tmp_path / "more", checkpoint, "--json")
+    assert '"doubtful": 1,' in segment(folder, tmp_path / "more", checkpoint, "--json")
     assert wanted not in segment(photographs, tmp_path / "round", checkpoint)
 
 

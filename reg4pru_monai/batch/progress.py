@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .journal import Record
-from .rows import without_a_disc
+from .rows import doubtful_fields
 from .segment import Summary
 
 LOG_INTERVAL = 30.0  # s
@@ -119,7 +119,7 @@ def summary_values(summary: Summary) -> dict[str, Any]:
         "now",
         "done",
         "failed",
-        "without_disc",
+        "doubtful",
         "missing",
         "seconds",
         "stopped",
@@ -147,8 +147,8 @@ def closing(summary: Summary) -> str:
     lines = [f"{summary.done} photographs segmented in {summary.seconds:.0f} s{rate}; {summary.failed} failed"]
     if summary.failed:
         lines.append(f"why: {summary.output / 'errors.csv'}")
-    if summary.without_disc:
-        lines.append(without_a_disc(summary.without_disc))
+    if summary.doubtful:
+        lines.append(doubtful_fields(summary.doubtful))
     if summary.missing:
         lines.append(f"{summary.missing} are left; the same command goes on with them")
     lines.append(f"report: {summary.output / 'report.html'}")

@@ -91,8 +91,9 @@ def _inner(fov: FieldOfView, shape: tuple[int, ...]) -> np.ndarray:
     depth = np.minimum(
         np.minimum(rows + 1, shape[0] - rows), np.minimum(columns + 1, shape[1] - columns)
     )  # px to the edge
-    if not fov.full_frame:
-        depth = np.minimum(depth, _DIAMETER / 2 - np.hypot(rows - row, columns - column))
+    if fov.has_rim:
+        edge = fov.edge_at(np.arctan2(rows - row, columns - column)) * scale
+        depth = np.minimum(depth, edge - np.hypot(rows - row, columns - column))
     return depth > min(_RIM, depth.max() / 2)
 
 

@@ -11,7 +11,7 @@ from .folder import TABLES
 from .inputs import Listing, counted
 from .locks import locked
 from .report import write_report
-from .rows import COLUMNS, without_a_disc
+from .rows import COLUMNS, doubtful_fields
 from .settings import Settings
 from .status import Status, read_status
 from .store import ObjectStore, store_of
@@ -49,15 +49,15 @@ def write_reports(output: Path, listing: Listing, settings: Settings, parquet: b
             "notices": listing.notices,
             "runs": [{**each.header, "end": each.end} for each in status.which.runs],
         }
-        without_disc = write_tables(output, status.which.records, status.which.failures, run, parquet)
+        doubtful = write_tables(output, status.which.records, status.which.failures, run, parquet)
         with naming(output / "report.html"):
-            _write_report(output, status, run, without_disc)
+            _write_report(output, status, run, doubtful)
         store = store_of(output, settings.store)
         if isinstance(store, ObjectStore):
             store.publish(output, TABLES)
 
 
-def _write_report(output: Path, status: Status, run: dict[str, Any], without_disc: int) -> None:
+def _write_report(output: Path, status: Status, run: dict[str, Any], doubtful: int) -> None:
     def thumbnail(name: str) -> bytes | None:
         path = thumbnail_path(output, name)
         return path.read_bytes() if path.is_file() else None
@@ -77,8 +77,8 @@ def _write_report(output: Path, status: Status, run: dict[str, Any], without_dis
         ("Weights", run["settings"]["weights"][:16]),
     ]
     ignored = [f"files of other kinds were ignored: {counted(run['ignored'])}"] if run["ignored"] else []
-    unround = [without_a_disc(without_disc)] if without_disc else []
-    notices = [*unround, *run["notices"], *ignored]
+    notices = [doubtful_fields(doubtful)] if doubtful else []
+    notices = [*notices, *run["notices"], *ignored]
     settings = {**run["settings"], "versions": runs[-1]["versions"], "root": run["root"]}
     write_report(
         output / "report.html",

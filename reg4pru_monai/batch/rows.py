@@ -1,5 +1,6 @@
 """The columns of results.csv, all of them, in their order."""
 
+from ..fundus.fov import DOUBTFUL
 from .columns import Column
 from .journal import Record
 from .measurements import COLUMNS as MEASURED
@@ -26,8 +27,18 @@ COLUMNS = (
         "px",
         "Diameter of the disc of the field of view; where no disc was found, the diagonal of the frame.",
     ),
-    Column("fov_confidence", "", "Overlap (IoU) of that disc with the bright region, 0 to 1."),
-    Column("fov_full_frame", "", "1 where no disc was found and the whole frame was taken, else 0.", int),
+    Column(
+        "fov_confidence",
+        "",
+        "Overlap (IoU) of the field of view with the bright region, times the part of its edge that was found, 0 to 1; "
+        "at most 0.5 where the disc is larger than the frame or has its centre outside.",
+    ),
+    Column(
+        "fov_full_frame",
+        "",
+        "1 where no disc was found and the whole frame, or the rectangle inside its borders, was taken; else 0.",
+        int,
+    ),
     *QUALITY,
     *MEASURED,
     Column(
@@ -41,14 +52,14 @@ COLUMNS = (
 )
 
 
-def has_no_disc(record: Record) -> bool:
-    """Whether no round field of view was found in a photograph, or in a frame of it."""
-    return any(row.get("fov_full_frame") for row in record.rows)
+def has_doubtful_field(record: Record) -> bool:
+    """Whether the field of view of a photograph, or of a frame of it, was not found or is of little confidence."""
+    return any(row.get("fov_full_frame") or row.get("fov_confidence", 1.0) < DOUBTFUL for row in record.rows)
 
 
-def without_a_disc(count: int) -> str:
-    """What is said of such photographs: most are not what they were taken for."""
+def doubtful_fields(count: int) -> str:
+    """The warning for such photographs: many are no fundus photographs, or have a frame that was misread."""
     return (
-        f"{count:,} without a round field of view, measured over the whole frame: look at them first "
-        "(fov_full_frame in results.csv)"
+        f"{count:,} without a sure field of view: look at them first "
+        f"(fov_full_frame 1 or fov_confidence below {DOUBTFUL} in results.csv)"
     )

@@ -31,7 +31,7 @@ from .journal import Journal, Record
 from .locks import check_other_shards, lock_name, locked
 from .ray_plan import RayOptions
 from .reports import versions, write_reports
-from .rows import has_no_disc
+from .rows import has_doubtful_field
 from .settings import Settings, SettingsError, check_claim, claim, is_claimed, read_claim, set_root
 from .status import save_listing
 from .store import ObjectStore, store_of
@@ -48,7 +48,7 @@ STOPPED = 130  # exit status, whichever signal it was: what a shell reports for 
 class Summary:
     """How a run ended. listed: photographs found; own: of this shard; before: done by earlier runs.
 
-    now: to be done by this run. done, failed: by this run; without_disc: of those done, where no disc was found.
+    now: to be done by this run. done, failed: by this run; doubtful: of those done, with an unsure field of view.
     missing: of this shard, neither done nor failed. stopped: number of the signal that ended it, or None. profile:
     where the time went.
     """
@@ -60,7 +60,7 @@ class Summary:
     now: int
     done: int = 0
     failed: int = 0
-    without_disc: int = 0
+    doubtful: int = 0
     seconds: float = 0.0
     stopped: int | None = None
     profile: Profile | None = None
@@ -240,7 +240,7 @@ def _run(
     def count(record: Record) -> None:
         with counting:
             counts[record.status] += 1
-            counts["without disc"] += has_no_disc(record)
+            counts["doubtful"] += has_doubtful_field(record)
         progress(record)
 
     try:
@@ -250,7 +250,7 @@ def _run(
         raise
     finally:
         summary.done, summary.failed = counts["done"], counts["failed"]
-        summary.without_disc = counts["without disc"]
+        summary.doubtful = counts["doubtful"]
         summary.seconds = time.perf_counter() - begun
         end = {"done": summary.done, "failed": summary.failed, "seconds": round(summary.seconds, 3)}
         journal.close(**end, stopped=summary.stopped, error=error)

@@ -13,7 +13,7 @@ from .columns import Column
 from .failures import COLUMNS as ERROR_COLUMNS
 from .failures import naming
 from .journal import Record
-from .rows import COLUMNS, has_no_disc
+from .rows import COLUMNS, has_doubtful_field
 
 
 def rows(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
@@ -37,16 +37,18 @@ def write_tables(
     run: Mapping[str, Any],
     parquet: bool = False,
 ) -> int:
-    """Write the tables, each complete or not at all. Returns how many photographs have no disc. Raises WriteError.
+    """Write the tables, each complete or not at all; return how many photographs have a doubtful field of view.
+
+    Raises WriteError.
 
     records, failures: a fresh iterator over all records, and over those that failed.
     """
-    without_disc = 0
+    doubtful = 0
 
     def seen() -> Iterator[Record]:
-        nonlocal without_disc
+        nonlocal doubtful
         for record in records():
-            without_disc += has_no_disc(record)
+            doubtful += has_doubtful_field(record)
             yield record
 
     _write_csv(output / "results.csv", COLUMNS, rows(seen()))
@@ -55,7 +57,7 @@ def write_tables(
         _write_parquet(output / "results.parquet", rows(records()))
     with _beside(output / "run.json") as beside:
         beside.write_text(json.dumps(run, indent=2, default=str) + "\n", encoding="utf-8")
-    return without_disc
+    return doubtful
 
 
 @contextmanager

@@ -9,6 +9,7 @@
 """
 
 import math
+import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 from .fov import Box, FieldOfView
+from .io import FundusReadError, read_image
 from .outline import (
     ANGLES,
     RAYS,
@@ -105,6 +107,19 @@ def detect_fov(image: np.ndarray) -> FieldOfView:
     return _field_of_view(image, copy, panel)
 
 
+def read_fov(path: str | os.PathLike[str]) -> FieldOfView:
+    """The field of view of a photograph on disk. Raises FundusReadError, also for two discs."""
+    return named_fov(read_image(path), path)
+
+
+def named_fov(image: np.ndarray, name: str | os.PathLike[str]) -> FieldOfView:
+    """As detect_fov, with the photograph's name in the error for two discs: a FundusReadError."""
+    try:
+        return detect_fov(image)
+    except TwoDiscsError as error:
+        raise FundusReadError(name, str(error)) from None
+
+
 def _small_copy(image: np.ndarray) -> _Copy:
     """At most _WORKING_SIDE px a side."""
     height, width = image.shape[:2]
@@ -126,9 +141,7 @@ def _best(copy: _Copy) -> _Candidate | None:
         for regions in _regions(level_map):
             discs = [disc for disc in (_candidate(copy, region) for region in regions) if disc is not None]
             if sum(disc.confidence > _SURE - 0.1 for disc in discs) > 1:
-                raise TwoDiscsError(
-                    "the photograph shows two discs, which have no common scale; save each eye as a file"
-                )
+                raise TwoDiscsError("it shows two discs; save each eye as a file of its own")
             for disc in discs:
                 if best is None or disc.score > best.score + 0.01:
                     best = disc
