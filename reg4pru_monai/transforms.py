@@ -140,7 +140,9 @@ class CanonicalFundusd(InvertibleTransform):
     def _inverted(self, tensor: MetaTensor) -> MetaTensor:
         info = self.pop_transform(tensor)["extra_info"]
         fov = FieldOfView.from_dict(info["fov"])
-        array = CanonicalFrame(fov.shape, fov.box, tuple(info["size"])).inverse(tensor.detach().cpu().float().numpy())
+        array = CanonicalFrame(fov.shape, fov.surroundings, tuple(info["size"])).inverse(
+            tensor.detach().cpu().float().numpy()
+        )
         if info["binary"]:
             array = (array >= 0.5).astype(np.float32)
         result = MetaTensor(torch.from_numpy(array * fov.mask).to(tensor.device))
@@ -200,7 +202,7 @@ class NormalizeFundusd(Transform):
         fov = FieldOfView.from_dict(numbers)
         if not fov.has_rim:
             return pixels, inside
-        return mirror_rim(pixels, CanonicalFrame(fov.shape, fov.box, inside.shape), fov, self.rim)
+        return mirror_rim(pixels, CanonicalFrame(fov.shape, fov.surroundings, inside.shape), fov, self.rim)
 
 
 def global_normalization(image: np.ndarray, inside: np.ndarray) -> np.ndarray:

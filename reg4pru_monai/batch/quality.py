@@ -86,7 +86,9 @@ def quality_indicators(image: np.ndarray, fov: FieldOfView) -> dict[str, float]:
 def _inner(fov: FieldOfView, shape: tuple[int, ...]) -> np.ndarray:
     """The visible field of view in the working copy without its rim, (h, w) bool; of a narrow strip, the middle."""
     scale = _DIAMETER / fov.diameter
-    row, column = ((middle + 0.5 - start) * scale - 0.5 for middle, start in zip(fov.center, fov.box[:2], strict=True))
+    row, column = (
+        (middle + 0.5 - start) * scale - 0.5 for middle, start in zip(fov.center, fov.surroundings[:2], strict=True)
+    )
     rows, columns = np.ogrid[: shape[0], : shape[1]]
     depth = np.minimum(
         np.minimum(rows + 1, shape[0] - rows), np.minimum(columns + 1, shape[1] - columns)

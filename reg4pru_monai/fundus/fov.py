@@ -10,6 +10,7 @@ import numpy as np
 
 Box = tuple[int, int, int, int]  # r0, c0, r1, c1; the last two exclusive
 
+REACH = 0.04  # of the diameter: how far beyond its edge the retina is continued; more than a decoder sees
 DOUBTFUL = 0.75  # confidence below which a person should look at the field of view
 _STEEPEST = 0.2  # sine of the smallest angle between a ray and the edge; below it, the sides of a notch
 
@@ -47,6 +48,21 @@ class FieldOfView:
     def has_rim(self) -> bool:
         """Whether any of its edge lies inside the frame."""
         return not self.full_frame or bool(self.edge)
+
+    @property
+    def surroundings(self) -> Box:
+        """The box, and where a line cuts the disc inside the frame up to REACH further, where the retina would go on.
+
+        The network is shown the mirrored retina there, as it is beyond an arc, instead of the end of the picture.
+        """
+        reach, radius = round(REACH * self.diameter), self.diameter / 2
+        low = (max(0, start - reach, math.ceil(c - radius)) for start, c in zip(self.box[:2], self.center, strict=True))
+        high = (
+            min(side, stop + reach, math.floor(c + radius) + 1)
+            for side, stop, c in zip(self.shape, self.box[2:], self.center, strict=True)
+        )
+        (r0, c0), (r1, c1) = low, high
+        return (min(r0, self.box[0]), min(c0, self.box[1]), max(r1, self.box[2]), max(c1, self.box[3]))
 
     @property
     def doubtful(self) -> bool:

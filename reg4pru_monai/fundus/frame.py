@@ -56,10 +56,10 @@ def canonical_frame(fov: FieldOfView, diameter: float = DEFAULT_DIAMETER) -> Can
     """The crop to the visible field of view, scaled so that its disc measures `diameter` pixels."""
     if diameter <= 0:
         raise ValueError(f"diameter must be positive, got {diameter}")
-    r0, c0, r1, c1 = fov.box
+    r0, c0, r1, c1 = box = fov.surroundings
     scale = diameter / fov.diameter
     size = (max(1, round((r1 - r0) * scale)), max(1, round((c1 - c0) * scale)))
-    return CanonicalFrame(fov.shape, fov.box, size)
+    return CanonicalFrame(fov.shape, box, size)
 
 
 def resize(array: np.ndarray, size: tuple[int, ...], sharp: bool = False) -> np.ndarray:

@@ -1,23 +1,23 @@
-"""The rim of the field of view: what a photograph would show if the disc went on."""
+"""The rim of the field of view: what a photograph would show if the retina went on."""
 
 import numpy as np
 from scipy import ndimage
 
-from .fov import FieldOfView
+from .fov import REACH, FieldOfView
 from .frame import CanonicalFrame
 from .outline import ANGLES
 
 RIM = 0.005  # of the diameter: within it the green channel fades, on CHASE_DB1 and HRF alike
 NARROWEST = 5  # px of the photograph: as far as JPEG smears the edge; narrower in a small photograph it would stay
 WIDEST = 0.05  # of the diameter, which NARROWEST does not exceed in a tiny one
-REACH = 0.04  # of the diameter: how far the disc is continued; more than a convolutional decoder sees
 
 
 def mirror_rim(image: np.ndarray, frame: CanonicalFrame, fov: FieldOfView, rim: float) -> tuple[np.ndarray, np.ndarray]:
-    """Replace the dark rim, and continue the retina beyond it, by mirroring each ray at the inner edge of the rim.
+    """Replace the dark rim by what each ray shows at its inner edge, and continue the retina beyond by a mirror image.
 
     At its edge the photograph fades within a few pixels, which looks like a vessel along the edge. Continuing the disc
     against that is from Soares et al. (IEEE TMI 25(9), 2006); they grow the region by means, a mirror keeps vessels.
+    The mirror begins behind the rim: what lies near the edge and parallel to it would be seen twice inside it.
 
     image: (C, h, w) float32 at canonical scale, the crop of ``frame``. rim: its width as a share of the diameter; at
     least ``NARROWEST`` pixels of the photograph.
@@ -38,7 +38,8 @@ def mirror_rim(image: np.ndarray, frame: CanonicalFrame, fov: FieldOfView, rim: 
     defined[at_row[ring], at_col[ring]] = True
     edge = fov.edge_at(angle, width)
     ring &= beyond > edge
-    at_row, at_col, factor = at_row[ring], at_col[ring], 2 * edge[ring] / beyond[ring] - 1
+    at_row, at_col, beyond, edge = at_row[ring], at_col[ring], beyond[ring], edge[ring]
+    factor = (edge - np.maximum(beyond - edge - width, 0)) / beyond
     source = down[at_row, 0] * factor + center[0], right[0, at_col] * factor + center[1]
     filled = image.copy()
     for plane, before in zip(filled, image, strict=True):

@@ -147,7 +147,7 @@ def canonical_photograph(pixels: np.ndarray, fov: dict[str, object], inside: np.
     """
     scaled = pixels / np.float32(255) if pixels.dtype == np.uint8 else pixels.astype(np.float32)
     view = FieldOfView.from_dict(fov)
-    frame = CanonicalFrame(view.shape, view.box, (inside.shape[0], inside.shape[1]))
+    frame = CanonicalFrame(view.shape, view.surroundings, (inside.shape[0], inside.shape[1]))
     return np.clip(frame.forward_image(scaled.transpose(2, 0, 1)) * inside, 0, 1).transpose(1, 2, 0)
 
 
