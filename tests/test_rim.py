@@ -95,7 +95,7 @@ def test_only_the_image_changes_and_only_at_the_edge(tmp_path: Path, method: str
     dark = kept["image"].numpy()[:, edge].mean() - kept["image"].numpy()[:, ~edge].mean()
     light = mirrored["image"].numpy()[:, edge].mean() - mirrored["image"].numpy()[:, ~edge].mean()
     assert dark < -0.2
-    assert abs(light) < 0.1
+    assert abs(light) < 0.15
 
 
 def test_no_disc_no_rim(tmp_path: Path) -> None:
