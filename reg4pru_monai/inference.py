@@ -136,9 +136,9 @@ class Pipeline:
         known, 45 is assumed. Raises as a call does.
         """
         pixels = photograph if isinstance(photograph, np.ndarray) else read_image(photograph)
-        steps = Compose(self.preprocessing.transforms[1:])  # all but the reading
-        # Checked here, too: MONAI makes a RuntimeError of what a step of it says.
-        item = steps({"image": _planes(pixels), "angle": checked_angle(angle)})
+        item: dict[str, Any] = {"image": _planes(pixels), "angle": checked_angle(angle)}
+        for step in self.preprocessing.transforms[1:]:  # all but the reading; not Compose, which hides what a step says
+            item = step(item)
         return {key: item[key] for key in ("image", "fov")}
 
 

@@ -128,3 +128,17 @@ def test_a_full_disk_names_the_table_it_has_no_room_for(
     monkeypatch.undo()
     assert segment(folder, output, parquet=True).before == 1
     assert (output / name).is_file()
+
+
+def test_doubtful_fields_of_view_are_counted(tmp_path: Path) -> None:
+    """Where no disc was found, or one of little confidence, in any frame of a photograph."""
+    sure, unsure = ({"fov_full_frame": 0, "fov_confidence": value} for value in (0.98, 0.5))
+    frames = Record("d.dcm", "done", 1, 1, [sure, unsure], None, {})
+    records = [
+        record("a.png", **sure),
+        record("b.png", **unsure),
+        record("c.png", fov_full_frame=1, fov_confidence=0.0),
+        frames,
+        failure("e.png", "it is truncated"),
+    ]
+    assert write_tables(tmp_path, lambda: records, lambda: [], {}) == 3
