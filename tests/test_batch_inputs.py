@@ -204,7 +204,10 @@ def test_a_manifest_tells_angles_of_view(tmp_path: Path, text: str) -> None:
             r"list\.csv: .*a\.png: the angle of view must be in degrees, 10 to 90, got 'wide'",
         ),
         ('path,angle\na.png,"3,75"\n', "got '3.75'"),
-        ("path,angle\na.png,37,5\n", r"list\.csv: a\.png: its row has more cells .* separate the cells with semicolons"),
+        (
+            "path,angle\na.png,37,5\n",
+            r"list\.csv: a\.png: its row has more cells .* separate the cells with semicolons",
+        ),
         ("path,angle\na,b.png,37\n", r"list\.csv: a: its row has more cells than the table has columns"),
         (
             "path,angle\na.png,30\n*.png,45\n",
