@@ -155,8 +155,8 @@ class NormalizeFundusd(Transform):
     local: (x - m) / sqrt((s² + mean s²) / 2), where m and s are the mean and deviation of x under a Gaussian of `sigma`
     pixels that sees the field of view only, per channel, clipped to ±5. global: (x - mean) / deviation of the channel.
     imagenet: the fixed means and deviations that pretrained backbones expect.
-    rim: width of the dark rim as a share of the diameter. It is replaced, and the disc continued for a bit, by its own
-    mirror image (see mirror_rim), which counts in the statistics; 0 changes nothing. Needs CanonicalFundusd first.
+    rim: width of the dark rim as a share of the diameter. It is filled from its inside, and the retina continued a bit
+    (see mirror_rim); both count in the statistics. 0 changes nothing. Needs CanonicalFundusd first.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ COLUMNS = (
     Column(
         "fov_diameter_px",
         "px",
-        "Diameter of the disc of the field of view; where no disc was found, the diagonal of the frame.",
+        "Diameter of the disc of the field of view; where no disc was found, the diagonal of what was taken.",
     ),
     Column(
         "fov_confidence",
