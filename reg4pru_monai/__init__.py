@@ -1,6 +1,6 @@
 """Retinal vessel segmentation with a token-pruned vision transformer (Reg4Pru).
 
-What users import is loaded at its first use: the package alone is imported without torch.
+Public names are loaded at their first use, so importing the package alone does not import torch.
 """
 
 from importlib import import_module

@@ -163,7 +163,7 @@ def paired_ratio(baseline: Sequence[float], own: Sequence[float], confidence: fl
 
 
 class Speed(NamedTuple):
-    """images_per_second: 1 / median seconds per image. speedup: its ratio to that of the baseline."""
+    """images_per_second: 1 / median seconds per image. speedup: its ratio to the baseline's."""
 
     images_per_second: float
     speedup: float

@@ -150,7 +150,7 @@ def readable_errors() -> None:
 
 
 def without_passwords(record: logging.LogRecord) -> bool:
-    """Filter for a logger: mask the passwords of addresses."""
+    """Logging filter that masks the passwords in URLs."""
     record.msg, record.args = masked(record.getMessage()), ()
     return True
 
@@ -161,11 +161,11 @@ def without_passwords(record: logging.LogRecord) -> bool:
 def dataset(dataset_dir: Any, output_dir: str, phantoms: Mapping[str, Any]) -> Any:
     """The data set to use: the given folder or folders, or generated phantoms where none is given.
 
-    From here on the output folder is this process's alone. Raises DatasetError, ConfigurationError.
+    Claims the output folder for this process. Raises DatasetError, ConfigurationError.
     """
     if dataset_dir:  # it may be called 2024
         found = list(map(str, dataset_dir)) if isinstance(dataset_dir, list | tuple) else str(dataset_dir)
-        find_samples(found)  # before the output folder is made, which may lie inside
+        find_samples(found)  # before the output folder is made: it may lie inside
         _claim(output_dir)
         return found
     if not isinstance(phantoms, Mapping) or {"train", "test", "size", "seed"} - phantoms.keys():
@@ -438,7 +438,7 @@ def run_tags(tags: Mapping[str, Any]) -> dict[str, Any]:
 def run_parameters(data: Any, **values: Any) -> dict[str, Any]:
     """Parameters of a run: the settings that matter, and what identifies the data.
 
-    Where no tokens are removed there is no keep rate, and no place where they are removed or come back.
+    A network that removes no tokens has no keep rate, stages or reactivation.
     """
     if not removes_tokens(values["policy"]):
         values = {key: value for key, value in values.items() if key not in ("keep_rate", "stages", "reactivate")}

@@ -47,7 +47,7 @@ def phantoms(
 
 @app.command(name="bundle")
 def bundle_folder() -> None:
-    """Print the folder of the MONAI bundle that ships, for --config_file $(reg4pru bundle)/configs/train.yaml."""
+    """Print the folder of the shipped MONAI bundle, as in --config_file $(reg4pru bundle)/configs/train.yaml."""
     from .released import BUNDLE
 
     typer.echo(BUNDLE)

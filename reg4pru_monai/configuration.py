@@ -27,7 +27,7 @@ NOT_RESULTS = frozenset(
 )
 # Settings of a network that prunes; where nothing is pruned they change nothing.
 OF_PRUNING = ("keep_rate", "stages", "reactivate", "policy_options")
-# Paths and names: what Fire or MONAI makes of one is another one.
+# Paths and names, which Fire or MONAI may turn into others.
 TEXTS = frozenset(
     {
         *("dataset_dir", "output_dir", "bundle_root", "checkpoint", "backbone", "start_from", "root"),
@@ -86,7 +86,7 @@ def check_configuration(merged: Mapping[str, Any], known: Mapping[str, Any], nam
 
 
 def check_no_other_tracking(merged: Mapping[str, Any]) -> None:
-    """Raise ConfigurationError where MONAI's option ``--tracking`` was given; it leaves traces in a configuration."""
+    """Raise ConfigurationError if MONAI's option ``--tracking`` was given; it leaves traces in the configuration."""
     if (written := merged.get("save_execute_config")) is None:
         return
     Path(re.sub(r" \+ '(.*)'$", r"\1", str(written))).unlink(missing_ok=True)  # MONAI's copy of all settings
@@ -97,9 +97,9 @@ def check_no_other_tracking(merged: Mapping[str, Any]) -> None:
 
 
 def command_line(arguments: Sequence[str]) -> dict[str, str]:
-    """The options of MONAI's command line as they were typed; none in other programs. arguments: as of `sys.argv`.
+    """The options of MONAI's command line as typed; none in other programs. arguments: `sys.argv`.
 
-    Fire, which reads it, takes values for Python: ``1e5`` becomes 100000.0, and ``data#1`` becomes ``data``.
+    Fire, which parses it, reads values as Python: ``1e5`` becomes 100000.0, and ``data#1`` becomes ``data``.
     """
     if Path(arguments[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
         return {}
@@ -112,9 +112,9 @@ def command_line(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def check_texts(merged: Mapping[str, Any], typed: Mapping[str, str]) -> None:
-    """Raise ConfigurationError for a name or path that became another on its way here.
+    """Raise ConfigurationError for a name or path that the command line changed.
 
-    merged: the configuration. typed: of `command_line`.
+    merged: the configuration. typed: from `command_line`.
     """
     for key in TEXTS & merged.keys():
         value, text = merged[key], typed.get(key, "")
@@ -123,13 +123,13 @@ def check_texts(merged: Mapping[str, Any], typed: Mapping[str, str]) -> None:
         if "#" in text or "::" in str(value):
             raise ConfigurationError(
                 f"{key} {masked(text or str(value))!r} cannot be used: MONAI's command line cuts a value off at '#', "
-                "and its configurations make '::' of it; rename it, or for a path give a link that has neither"
+                "and its configurations turn '#' into '::'; rename it, or for a path give a link without either"
             )
         parts = [part.strip("'\"") for part in re.split(r"[\s,()[\]]+", text)]
         for number in value if isinstance(value, list | tuple) else [value]:
             if text and isinstance(number, int | float) and str(number) not in parts:
                 raise ConfigurationError(
-                    f"{key} {text!r} was read as the number {number}: put it in two kinds of quotes, "
+                    f"{key} {text!r} was read as the number {number}: put two kinds of quotes around it, "
                     f"--{key} \"'{text}'\""
                 )
 

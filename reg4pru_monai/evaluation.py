@@ -261,6 +261,6 @@ def check_labels(data: Sequence[Mapping[str, str]]) -> None:
         label = read_truth(entry["label"])
         check_truth(label, read_fov(entry["image"]), entry["name"], Path(entry["label"]))
 
-    with ThreadPoolExecutor() as pool:  # decoding and detection release the interpreter
+    with ThreadPoolExecutor() as pool:  # decoding and detection release the GIL
         for _ in pool.map(check, data):
             pass

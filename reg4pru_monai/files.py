@@ -65,9 +65,9 @@ def append(file: IO[bytes], data: bytes, sync: bool = True) -> None:
 
 
 def table_reader(file: TextIO) -> "csv.DictReader[str]":
-    """Rows of an open table by column, whichever of tab, semicolon and comma its first line has most of.
+    """Rows of an open table by column, separated by whichever of tab, semicolon and comma its first line has most.
 
-    A first line ``sep=;``, by which Excel knows the separator, decides and is no row.
+    A first line ``sep=;``, as Excel writes it, gives the separator and is skipped.
     """
     head = file.readline()
     if given := SEPARATOR_LINE.match(head):

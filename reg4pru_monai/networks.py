@@ -112,6 +112,6 @@ def transformer(network: Network, what: str) -> Segmenter:
 
 
 def variants(network: Network) -> dict[str, Network]:
-    """What is measured side by side: the network as it prunes, where it removes tokens at all, and dense."""
+    """Networks to measure side by side: pruned, if the network removes tokens at all, and dense."""
     pruned: dict[str, Network] = {"pruned": network} if network.encoder.policy.stages else {}
     return pruned | {"dense": network.dense()}

@@ -13,17 +13,17 @@ _claimed: dict[Path, FileLock] = {}
 
 
 def claim(folder: str | Path) -> None:
-    """Make an output folder, and keep it for this process until `release` or until the process ends in whatever way.
+    """Make an output folder and lock it for this process, until `release` or until the process ends in any way.
 
-    Where it cannot be written, or the file system knows no locks, nothing happens: the first is reported by whoever
-    writes. Raises ConfigurationError where another process has it.
+    Does nothing if the folder cannot be written, which the first write reports, or if the file system has no locks.
+    Raises ConfigurationError if another process holds it.
     """
     path = Path(folder).resolve()
     held = _claimed.get(path) or FileLock(path / ".lock")
     try:
         path.mkdir(parents=True, exist_ok=True)
         held.acquire(timeout=0)
-        if not (path / ".lock").exists():  # taken away by its holder between our opening and our locking it
+        if not (path / ".lock").exists():  # its holder removed it between our opening and locking it
             held.release(force=True)
             held.acquire(timeout=0)
     except Timeout:
@@ -36,10 +36,10 @@ def claim(folder: str | Path) -> None:
 
 
 def release(folder: str | Path) -> None:
-    """Give a folder free that this process has claimed, and take it away where nothing was written into it."""
+    """Release a folder that this process has claimed, and remove it if nothing was written into it."""
     path = Path(folder).resolve()
     if held := _claimed.pop(path, None):
-        with suppress(OSError):  # Windows removes no open file
+        with suppress(OSError):  # Windows does not remove open files
             (path / ".lock").unlink()
         held.release(force=True)
         with suppress(OSError):

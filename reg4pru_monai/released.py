@@ -1,4 +1,4 @@
-"""What ships with the package: the bundle, its weights, the overlays; and whether the weights are those released."""
+"""What ships with the package: the bundle, its weights, the overlays; and whether the weights are the released ones."""
 
 import hashlib
 import json

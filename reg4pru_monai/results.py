@@ -10,7 +10,7 @@ from .markdown import markdown_table
 SPEED = ("images_per_second", "latency_ms", "gflops", "peak_memory_mib")
 # Few: a training adds ten more, and MLflow's tables and charts want fewer than 40; that is all the room there is.
 # metrics.json has every metric and interval.
-HEADLINE = {  # a network that is only dense has the first ones, too
+HEADLINE = {  # a network that is only dense has the first ones as dense
     "pruned": (
         *("ap", "ap_low", "ap_high", "dice", "dice_low", "dice_high", "auc", "auc_low", "auc_high", "cldice"),
         *("sensitivity", "specificity", "thin_vessel_recall", "surface_dice", "ece"),

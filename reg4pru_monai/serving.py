@@ -292,12 +292,12 @@ def log_model(
 
 
 def _model_name(run_name: str) -> str:
-    """That of its run, as far as MLflow takes it: models of one name cannot be told apart where they are compared."""
+    """The name of its run, as far as MLflow allows; models of the same name cannot be told apart when compared."""
     return re.sub(r"[/:.%\"']", "-", run_name)
 
 
 def _link_metrics(client: Any, run_id: str, model_id: str) -> None:
-    """Show the result of a run with its model: MLflow compares models by the metrics that were logged for them."""
+    """Attach the result of a run to its model: MLflow compares models by the metrics that were logged for them."""
     from mlflow.entities import Metric
 
     found = [

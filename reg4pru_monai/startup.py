@@ -12,11 +12,10 @@ OPTIONAL = ("ignite", "matplotlib", "mlflow", "onnx", "onnxruntime", "pandas", "
 
 
 def adapt_environment() -> None:
-    """Let dependencies run without a name for the user and without a home folder, as in containers and on clusters.
+    """Let dependencies run without a user name and without a home folder, as in containers and on clusters.
 
-    MONAI asks for the user's name when it is imported, which fails for an id that is in no list of users. Caches go to
-    a folder of the user among the temporary files where the home folder cannot be written. Variables that are set are
-    left as they are.
+    MONAI looks up the user's name when it is imported, which fails for a user id without a name. If the home folder
+    cannot be written, caches go to a per-user folder among the temporary files. Variables that are set are kept.
     """
     try:
         getpass.getuser()
@@ -24,10 +23,10 @@ def adapt_environment() -> None:
         os.environ["LOGNAME"] = f"uid{os.getuid()}" if hasattr(os, "getuid") else "user"
     if os.access(os.path.expanduser("~"), os.W_OK):
         return
-    with suppress(OSError):  # no temporary files either: what needs a cache will say so
+    with suppress(OSError):  # no temporary files either: what needs a cache reports it
         folder = Path(tempfile.gettempdir()) / f"reg4pru-{getpass.getuser()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid == os.geteuid():  # nobody else's, put there on purpose
+        if folder.stat().st_uid == os.geteuid():  # not planted by somebody else
             for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
                 os.environ.setdefault(name, str(folder))
 

@@ -73,7 +73,7 @@ class Tracker:
         self._online = False
         self._status = ""  # the first one given to `close`
         self._closed = False
-        self._refused = ""  # why MLflow takes no run until somebody does something about it
+        self._refused = ""  # why MLflow accepts no run until somebody acts
         self._warned: set[str] = set()
         self._pid = os.getpid()
         self._held: IO[bytes] | None = None
@@ -108,7 +108,7 @@ class Tracker:
             tracker._take_up(run_id)
         if tracking_uri and masked(uri) != uri and uri.startswith("http"):
             remedy = "give them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            tracker._warn("password", f"name and password in the tracking URI show in the list of processes: {remedy}")
+            tracker._warn("password", f"the process list shows the name and password in the tracking URI: {remedy}")
         tracker._record("start", experiment=str(experiment), resumed=bool(run_id))
         tracker._record("tags", tags=flatten(tags or {}))
         tracker._record("parameters", parameters=flatten(parameters or {}))
@@ -285,7 +285,7 @@ class Tracker:
         return True
 
     def _warn_refused(self) -> None:
-        """Say once what has to be done before MLflow takes the run."""
+        """Warn once about what must be done before MLflow accepts the run."""
         if self._refused:
             where = f"metrics are kept in {self.journal}, and sent at the end of the run or by `reg4pru tracking sync`"
             self._warn("refused", f"{self._refused}; {where}")
@@ -318,7 +318,7 @@ def send_journal(output_dir: Path | str, tracking_uri: str | None = None, store_
     """Send the last run of a journal to MLflow, in a new run where it has none; return whether all of it arrived.
 
     A run that was cut off, and so has no end, is FAILED. Raises ValueError for one that is at work, for no run, and
-    where its experiment was deleted.
+    for one whose experiment was deleted.
     """
     folder = Path(output_dir).resolve()
     journal = folder / JOURNAL_NAME

@@ -36,7 +36,7 @@ _DATABASE = "mlflow.db"
 _MAGIC = b"SQLite format 3\0"
 _NAME = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]*(/[A-Za-z0-9_\-][A-Za-z0-9_.\-]*)*")
 
-# user:password@ behind the scheme of an address, and password=… among its parameters.
+# user:password@ after the scheme of a URL, and password=… among its parameters.
 _PASSWORD = re.compile(
     r"(?<=://)([^/\s:@]*):(?:[^/\s]*|[^\s@]*)@|(?<=[?&])(password|passwd|pwd|token)=[^&\s'\"]+", re.I
 )
@@ -45,7 +45,7 @@ Record = dict[str, Any]
 
 
 class DeletedExperimentError(ValueError):
-    """The experiment of a run lies in the trash of its MLflow store."""
+    """The experiment of a run is in the trash of its MLflow store."""
 
 
 # --- names and values ---------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def masked(text: str) -> str:
-    """The text with the passwords of all addresses in it replaced: nothing else may be written, logged or shown."""
+    """Mask the passwords of all URLs in a text, which must be done before it is written, logged or shown."""
     return _PASSWORD.sub(lambda found: f"{found[1]}:***@" if found[1] is not None else f"{found[2]}=***", text)
 
 
@@ -276,7 +276,7 @@ class RunStore:
         return str(found.experiment_id)
 
     def open(self, run_id: str | None, name: str, start_time: int) -> None:
-        """Reopen ``run_id`` where it still exists, else make a run. Raises DeletedExperimentError, too."""
+        """Reopen ``run_id`` if it still exists, else make a run. Raises DeletedExperimentError."""
         run = self._find(run_id) if run_id else None
         if run is None:
             tags = {"resumed_from": run_id} if run_id else {}

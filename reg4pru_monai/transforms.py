@@ -106,8 +106,9 @@ class CanonicalFundusd(InvertibleTransform):
         pixels = np.asarray(image, np.float32)
         name = image.meta.get("filename_or_obj", "image") if isinstance(image, MetaTensor) else "image"
         fov = named_fov(pixels.transpose(1, 2, 0), name)
-        if fov.full_frame:
-            logger.warning("%s: no field of view found, the whole frame is used; check the result", name)
+        if fov.doubtful:
+            found = "no field of view found" if fov.full_frame else f"field of view of confidence {fov.confidence:.2f}"
+            logger.warning("%s: %s; check the result", name, found)
         frame = canonical_frame(fov, self._diameter(out))
         out[self.image_key] = self._track(frame.forward_image(pixels), image, fov, binary=False)
         out[self.image_key].meta["fov"] = fov.to_dict()
@@ -155,8 +156,8 @@ class NormalizeFundusd(Transform):
     local: (x - m) / sqrt((s² + mean s²) / 2), where m and s are the mean and deviation of x under a Gaussian of `sigma`
     pixels that sees the field of view only, per channel, clipped to ±5. global: (x - mean) / deviation of the channel.
     imagenet: the fixed means and deviations that pretrained backbones expect.
-    rim: width of the dark rim as a share of the diameter. It is replaced, and the disc continued for a bit, by its own
-    mirror image (see mirror_rim), which counts in the statistics; 0 changes nothing. Needs CanonicalFundusd first.
+    rim: width of the dark rim as a share of the diameter. It is filled from its inside, and the retina continued a bit
+    (see mirror_rim); both count in the statistics. 0 changes nothing. Needs CanonicalFundusd first.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def cases() -> Path:
-    """The folder of inputs that once went wrong, beside the project, or a skip that says why."""
+    """The folder of inputs that once went wrong, next to the project, or a skip that says why."""
     folder = ROOT.parent / "shared" / "cases"
     if not folder.is_dir():
         pytest.skip(f"cases not found: {folder} is absent")

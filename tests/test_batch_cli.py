@@ -58,7 +58,7 @@ def test_doubtful_fields_of_view_are_pointed_out(photographs: Path, tmp_path: Pa
     folder = shutil.copytree(photographs, tmp_path / "in")
     Image.fromarray(np.full((72, 90, 3), 140, np.uint8)).save(folder / "wall.png")
     said = segment(folder, tmp_path / "out", checkpoint)
-    wanted = "1 without a sure field of view: look at them first"
+    wanted = "1 with a doubtful field of view: look at them first"
     assert wanted in said
     assert wanted in (tmp_path / "out" / "report.html").read_text()
     assert [row["path"] for row in table(tmp_path / "out") if row["fov_full_frame"] == "1"] == ["wall.png"]

@@ -204,8 +204,11 @@ def test_a_manifest_tells_angles_of_view(tmp_path: Path, text: str) -> None:
             r"list\.csv: .*a\.png: the angle of view must be in degrees, 10 to 90, got 'wide'",
         ),
         ('path,angle\na.png,"3,75"\n', "got '3.75'"),
-        ("path,angle\na.png,37,5\n", r"list\.csv: a\.png: its line has more cells .* save the table with semicolons"),
-        ("path,angle\na,b.png,37\n", r"list\.csv: a: its line has more cells than the first line has columns"),
+        (
+            "path,angle\na.png,37,5\n",
+            r"list\.csv: a\.png: its row has more cells .* separate the cells with semicolons",
+        ),
+        ("path,angle\na,b.png,37\n", r"list\.csv: a: its row has more cells than the table has columns"),
         (
             "path,angle\na.png,30\n*.png,45\n",
             r"a\.png: its angle of view is 30 degrees on one line .* and 45 on another",

@@ -128,7 +128,7 @@ def test_times_of_any_year_stop_nothing(photographs: Path, tmp_path: Path) -> No
     years = (2446, 1900, 1970, 2263)
     for year, path in zip(years, sorted(folder.iterdir()), strict=False):
         seconds = (year - 1970) * 31_556_952
-        os.utime(path, ns=(0, seconds * 10**9))  # a file system may store the nearest that it can
+        os.utime(path, ns=(0, seconds * 10**9))  # a file system may round
     first = segment(folder, tmp_path / "out")
     assert (first.done, first.failed, first.exit_status) == (5, 0, 0)
     assert [row["status"] for row in table(tmp_path / "out")] == ["done"] * 5

@@ -490,7 +490,7 @@ def test_a_wrong_setting_is_named(
         (["--tracking_uri", "http://joe:S3C#RET@host"], "tracking_uri 'http://joe:***@host' cannot be used"),
         (
             ["--dataset_dir", "1e5"],
-            "dataset_dir '1e5' was read as the number 100000.0: put it in two kinds of quotes",
+            "dataset_dir '1e5' was read as the number 100000.0: put two kinds of quotes around it",
         ),
         (["--output_dir", "2025_01"], "output_dir '2025_01' was read as the number 202501"),
         (["--experiment", "0x10"], "experiment '0x10' was read as the number 16: put"),

@@ -177,7 +177,7 @@ def test_lossless_codecs(tmp_path: Path, codec: str) -> None:
 def test_jpeg_2000_says_itself_whether_it_transformed_colours(
     tmp_path: Path, reversible: bool, codec: str, photometric: str
 ) -> None:
-    """Where it did not, its label counts: then YBR_FULL are the values themselves."""
+    """Where it did not, its label counts: YBR_FULL then describes the values."""
     label = {"PhotometricInterpretation": photometric}
     options = {"level": 0, "reversible": reversible, "codecformat": codec}
     stream = imagecodecs.jpeg2k_encode(RGB, mct=True, **options)
@@ -213,7 +213,7 @@ def test_a_colour_profile_is_applied(tmp_path: Path, compressed: bool) -> None:
 
 @pytest.mark.parametrize("colours", [GREY, RGB], ids=["grey", "RGB"])
 def test_values_of_fewer_bits_than_stored(tmp_path: Path, colours: np.ndarray) -> None:
-    """Where BitsStored says no more than BitsAllocated; where it says fewer, it is believed."""
+    """Where BitsStored equals BitsAllocated; a smaller BitsStored is believed."""
     expected = GREY3 if colours is GREY else RGB
     np.testing.assert_array_equal(only(native(tmp_path / "a", colours.astype(np.uint16))), expected)
     inverse = {"PhotometricInterpretation": "MONOCHROME1"} if colours is GREY else {}

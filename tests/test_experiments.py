@@ -390,7 +390,7 @@ def test_overrides_are_pairs_and_not_those_of_the_sweep() -> None:
 
 def test_an_experiment_that_ships_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "policies").mkdir()  # of somebody's own
+    (tmp_path / "policies").mkdir()  # a folder of the user
     assert read_experiment(Path("policies")) == read_experiment(ROOT / "configs" / "experiments" / "policies.yaml")
     with pytest.raises(ConfigurationError, match=r"polices: neither a file nor an exp.*: did you mean 'policies'\?"):
         read_experiment(Path("polices"))

@@ -230,7 +230,7 @@ def test_damaged_metadata_of_png_lose_neither_photograph_nor_orientation(tmp_pat
 
 
 def test_damaged_image_data_of_png_are_noticed(tmp_path: Path) -> None:
-    """Whatever else is wrong: a wrong checksum of what makes the image, or an end that is missing."""
+    """A wrong checksum of image data or a missing end, whatever else is wrong."""
     whole = _encoded("PNG")
     at = whole.index(b"IDAT")
     length = struct.unpack(">I", whole[at - 4 : at])[0]

@@ -164,12 +164,12 @@ SHORT = {
 @pytest.mark.parametrize("kind", ["plain", "progressive", "grey"])
 @pytest.mark.parametrize("name", SHORT)
 def test_segments_shorter_than_their_standard_lose_nothing(tmp_path: Path, kind: str, name: str) -> None:
-    """Neither the photograph nor the EXIF and the profile that stand whole beside them."""
+    """Neither the photograph nor the intact EXIF and profile next to them."""
     exif = Image.Exif()
     exif[0x0112] = 3
     whole = encoded(kind)
     first = 4 + int.from_bytes(whole[4:6], "big")
-    for good in (whole, whole[:2] + whole[first:]):  # with and without JFIF of its own
+    for good in (whole, whole[:2] + whole[first:]):  # with and without a JFIF segment
         (tmp_path / "a.jpg").write_bytes(good[:2] + SHORT[name] + good[2:])
         np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), by_pillow(whole))
     turned = encoded(kind, exif=exif)

@@ -34,7 +34,7 @@ LINEAR = profile(gamma=1.0, **SRGB)
 
 
 def in_profile(pixels: np.ndarray, icc: bytes) -> np.ndarray:
-    """The same colours, as a camera that works in this profile stores them; by another caller of LittleCMS."""
+    """The same colours, as a camera that works in this profile stores them; computed by another caller of LittleCMS."""
     there = ImageCms.ImageCmsProfile(io.BytesIO(icc))
     return np.asarray(ImageCms.profileToProfile(Image.fromarray(pixels), ImageCms.createProfile("sRGB"), there))
 
@@ -77,7 +77,7 @@ def test_deep_colours_come_as_srgb(tmp_path: Path, kind: str) -> None:
 
 
 def test_gamma_of_png(tmp_path: Path) -> None:
-    """Gamma and primaries without a profile; an sRGB chunk goes before them, and 1 / 2.2 is what sRGB writes."""
+    """Gamma and primaries without a profile; an sRGB chunk takes precedence, and 1 / 2.2 means sRGB."""
     plain = imagecodecs.png_encode(in_profile(RGB, LINEAR))
     gamma, p3 = (b"gAMA", struct.pack(">I", 100_000)), [0.3127, 0.329, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06]
     (tmp_path / "a.png").write_bytes(with_chunks(plain, gamma))
@@ -112,7 +112,7 @@ def test_srgb_and_broken_profiles_change_nothing(tmp_path: Path, suffix: str, ic
 
 
 def test_profiles_of_grey_and_on_grey(tmp_path: Path) -> None:
-    """A profile of grey is applied to grey, one of RGB too; one of grey on RGB is a mistake."""
+    """Profiles of grey and of RGB apply to grey; one of grey on RGB is a mistake."""
     grey = RGB[..., 0]
     expected = np.repeat(grey[..., None], 3, axis=2)
     unit = grey / 255
@@ -141,7 +141,7 @@ def grey_profile() -> bytes:
 
 
 def test_masks_and_probabilities_keep_their_values(tmp_path: Path) -> None:
-    """A profile, few values or none above black mean nothing in what is no photograph."""
+    """A profile, few values, or nothing but black mean nothing in what is not a photograph."""
     values = np.full((20, 30), 40, np.uint16)
     Image.fromarray(values).save(tmp_path / "a.png", icc_profile=LINEAR)
     np.testing.assert_allclose(read_grey(tmp_path / "a.png"), values / np.float32(65535))
@@ -165,7 +165,7 @@ def test_integers_wider_than_their_values(tmp_path: Path, dtype: type) -> None:
     ("highest", "stated", "divisor"),
     [
         (1000, 1023, 1023),
-        (1000, 1000, 1023),  # some write what the brightest pixel has
+        (1000, 1000, 1023),  # some programs write the brightest pixel's value
         (4000, 4095, 4095),
         (16000, 16383, 16383),
         (60000, 4095, 65535),  # not true: the values themselves are larger
@@ -207,7 +207,7 @@ def test_cases_of_few_bits(cases: Path, name: str) -> None:
 
 @pytest.mark.parametrize(("extra", "hides"), [("unspecified", False), ("assocalpha", False), ("unassalpha", True)])
 def test_further_samples_of_tiff(tmp_path: Path, extra: str, hides: bool) -> None:
-    """Only an alpha that is not yet in the colours hides something; infrared, or nobody knows what, does not."""
+    """Only an alpha that is not yet in the colours hides something; infrared or unknown samples do not."""
     fourth = np.broadcast_to(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], (48, 64, 1))
     options = {"photometric": "rgb", "extrasamples": [extra]}
     tifffile.imwrite(tmp_path / "a.tif", np.concatenate([RGB, fourth], axis=2), **options)
@@ -266,7 +266,7 @@ def test_nothing_but_black(tmp_path: Path, dtype: type) -> None:
 
 
 def test_pixels_can_be_written_to() -> None:
-    """PyTorch warns of arrays that cannot."""
+    """PyTorch warns about arrays that cannot."""
     for channels in (1, 3):
         assert photograph(Picture(RGB[..., :channels].copy())).flags.writeable
 

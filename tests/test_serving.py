@@ -269,7 +269,7 @@ def test_a_model_belongs_to_the_run_of_its_training(
         run = client.get_run(run_id)
         models = {each.model_id: each for each in client.search_logged_models([run.info.experiment_id])}
     model = models[made.logged.model_id]
-    assert model.name == tracker.run_name.replace(".", "-")  # MLflow takes no point
+    assert model.name == tracker.run_name.replace(".", "-")  # MLflow allows no dots
     assert [(each.key, each.value, each.step) for each in model.metrics] == [("test/pruned/ap", 0.5, 2)]
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"train/loss": 0.5, "test/pruned/ap": 0.5}

@@ -88,7 +88,7 @@ def test_caches_go_to_no_folder_of_somebody_else(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", "/mine")
     startup.adapt_environment()
-    assert "XDG_CACHE_HOME" not in os.environ  # with a home folder all stays as it is
+    assert "XDG_CACHE_HOME" not in os.environ  # with a home folder nothing changes
     monkeypatch.setenv("HOME", "/proc/nohome")
     startup.adapt_environment()
     assert os.environ["XDG_CACHE_HOME"] == str(tmp_path / "reg4pru-eve")

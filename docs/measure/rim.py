@@ -1,6 +1,6 @@
 """AP near the edge of the field of view and over all of it: `python docs/measure/rim.py ../shared/data`.
 
-On training photographs of CHASE_DB1 and HRF, and on AVRDB, which nothing is trained on, with the shipped weights.
+With the shipped weights, on training photographs of CHASE_DB1 and HRF, and on AVRDB, which is not used for training.
 """
 
 import sys

@@ -38,8 +38,8 @@ def decode_frame(data: bytes, dataset: Any, layout: Layout, index: int) -> np.nd
     """One frame of the pixel data, by its index from 0.
 
     data: the whole file; dataset: its elements before the pixel data.
-    Returns (H, W, 3) uint8, or float32 in [0, 1] above 8 bits: the full range of the stored bits, as sRGB where there
-    is a colour profile. Windows (VOI) and rescaling are for displays and are not applied.
+    Returns (H, W, 3) uint8, or float32 in [0, 1] above 8 bits: scaled by the stored bits, and converted to sRGB where
+    there is a colour profile (see photograph). Windows (VOI) and rescaling are for displays and are not applied.
     Raises Refused; anything else where the data are damaged.
     """
     from pydicom.pixels import apply_color_lut
@@ -57,7 +57,7 @@ def decode_frame(data: bytes, dataset: Any, layout: Layout, index: int) -> np.nd
 
 
 def _native(data: bytes, layout: Layout, index: int) -> np.ndarray:
-    """(H, W), or (H, W, 3) RGB, integers without unused bits, interleaved, subsampling undone."""
+    """(H, W) or (H, W, 3) RGB integers without unused bits, interleaved, subsampling undone."""
     from pydicom.pixels import pixel_array
     from pydicom.uid import UID
 
@@ -73,7 +73,7 @@ def _rgb(ybr: np.ndarray) -> np.ndarray:
 
 
 def _compressed(data: bytes, dataset: Any, layout: Layout, index: int) -> np.ndarray:
-    """(H, W), or (H, W, 3) RGB, integers, as :func:`_native`."""
+    """(H, W) or (H, W, 3) RGB integers, as :func:`_native`."""
     from pydicom.encaps import get_frame
 
     stream = io.BytesIO(data)
@@ -92,7 +92,7 @@ def _compressed(data: bytes, dataset: Any, layout: Layout, index: int) -> np.nda
 
 
 def _decoded_as_rgb(frame: bytes, layout: Layout) -> bool:
-    """Whether the decoder has undone a transformation of colours, as the stream says, whatever its label."""
+    """Whether the decoder has undone a colour transformation; the stream decides, not its label."""
     if layout.syntax in JPEG_2000:
         start = frame.index(_J2K_START)
         style = next(at for marker, at, _ in segments(frame, start + 2) if marker == _J2K_CODING_STYLE)

@@ -110,7 +110,7 @@ _GONE = (
 )
 _BYTES = re.compile("[\udc80-\udcff]")  # of a name that is not UTF-8
 _NOT_UTF8 = (
-    "Its name is not UTF-8. If a manifest names it, save the manifest as UTF-8 (Excel: CSV UTF-8); if none does, look "
+    "Its name is not UTF-8. If a manifest names it, save the manifest as UTF-8 (Excel: CSV UTF-8); if none does, check "
     "whether it was moved. Then run again."
 )
 _FORBIDDEN = "Let yourself read it and enter its folders (chmod, or ask its owner), then run again."

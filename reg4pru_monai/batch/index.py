@@ -31,8 +31,8 @@ class Index:
     happened, since their last record, with nothing else at work. unfinished: runs that ended so, with how many bytes
     of their archives count. store: where outputs are (default: the output folder).
 
-    A temporary SQLite database holds where each record stands; it moves to the disk when it grows. It holds nothing
-    that a file system says of a file: times beyond the year 2262 do not fit into its integers.
+    A temporary SQLite database holds the position of each record; it moves to disk when it grows. It holds no sizes or
+    times of files: times after the year 2262 do not fit into its integers.
     """
 
     def __init__(self, output: Path, settings: str, store: Store | None = None) -> None:

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from .urls import UrlInputs
 
 _SUFFIXES = (*IMAGE_SUFFIXES, ".dcm", ".dicom", ".ima")
-# Files of these are not opened: text, tables, documents, films …, and raw files, which are TIFF with a small picture.
+# Not opened: text, tables, documents, films …, and raw files of cameras, which are TIFF with a small picture.
 _RAW = (".3fr", ".arw", ".cr2", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".nef", ".nrw", ".pef", ".sr2", ".srw")
-_TYPES = mimetypes.MimeTypes().types_map[True]  # those of Python, alike on every machine
+_TYPES = mimetypes.MimeTypes().types_map[True]  # Python's own, the same on every machine
 _OTHERS = {*_RAW, *(suffix for suffix, kind in _TYPES.items() if not kind.startswith(("image/", "application/octet")))}
-_HEAD = 512  # bytes: what a DICOM file holds is said behind its preamble of 132
-_MEDIA_DIRECTORY = "DICOMDIR", b"1.2.840.10008.1.3.10"  # PS3.10: the name of the file, and what it says it is
+_HEAD = 512  # bytes; the kind of a DICOM file follows its preamble of 132
+_MEDIA_DIRECTORY = "DICOMDIR", b"1.2.840.10008.1.3.10"  # PS3.10: its file name, and its SOP class
 _WORD = re.compile(r"\d+(?:st|nd|rd|th)?|[A-Z]?[a-z]+|[A-Z]+")
 _MASKS = ("masks", "labels")
 _MASK = (
@@ -53,9 +53,9 @@ class Listing(NamedTuple):
 def list_inputs(inputs: Sequence[str | os.PathLike[str]], output: str | Path, root: str | None = None) -> Listing:
     """Find the photographs.
 
-    inputs: files (taken whatever their name), folders (searched for photographs, by suffix and else by content; links
-        to folders are followed, hidden files and the output folder are not entered), globs, and manifests: see
-        :func:`read_manifest`. All of them may be URLs instead, of one server or bucket; there suffixes decide alone.
+    inputs: files (whatever their names), folders (searched for photographs by suffix, otherwise by content; links to
+        folders are followed; hidden files and the output folder are skipped), globs, and manifests (see
+        :func:`read_manifest`). All may also be URLs, of one server or bucket; there only suffixes decide.
     Folders that hold results of this command are left out, wherever they come up.
     root: folder that names are relative to; default: the deepest folder that holds all inputs.
     Raises InputError.
@@ -217,9 +217,9 @@ class _Found:
         return self._results[folder]
 
     def takes(self, path: str) -> bool:
-        """Whether to take a file that was not named: by its suffix; where that tells no kind, by its first bytes.
+        """Whether to take a file that was not named: by its suffix, or by its first bytes if the suffix is unknown.
 
-        A file of another kind is counted. Of URLs the suffix decides alone: each would cost a request.
+        Files of other kinds are counted. For URLs only the suffix decides: each look would cost a request.
         """
         suffix = os.path.splitext(path)[1].lower()
         directory = os.path.basename(path).upper().startswith(_MEDIA_DIRECTORY[0])
@@ -270,7 +270,7 @@ class _Found:
         if self._is_result(folder):
             self.notices.append(f"{folder} holds results of this command and was left out")
             return False
-        place = os.path.realpath(folder)  # not its number: some network file systems number all files 0
+        place = os.path.realpath(folder)  # not its inode number: some network file systems give all files 0
         if place in entered:
             self.notices.append(f"{folder} leads to a folder that is searched already and was left out")
             return False
@@ -282,22 +282,22 @@ class _Found:
 
 
 BESIDE_IMAGES = (
-    "holds masks, as its name says, beside a folder called images, and was left out; if it holds photographs, name it "
-    "as an input, too"
+    "was left out: its name says that it holds masks of the folder images next to it; if it holds photographs, name it "
+    "as an input too"
 )
 
 
 def holds_masks(name: str) -> bool:
-    """Whether a folder of this name, beside one called images, holds masks: 1st_manual, but not manual_exposure.
+    """Whether a folder of this name, next to one called images, holds masks: 1st_manual, but not manual_exposure.
 
-    Its last word says so, numbers apart, or it begins with "masks" or "labels" and says whose they are.
+    Its last word, numbers aside, decides, or a first word "masks" or "labels"; "no", "not" and "without" negate.
     """
     words = [word.lower() for word in _WORD.findall(name) if not word[0].isdigit()]
     return bool(words) and (words[-1] in _MASK or words[0] in _MASKS) and not {"no", "not", "without"} & set(words)
 
 
 def _holds_photograph(path: str) -> bool:
-    """Whether the content of a file is a photograph; a DICOMDIR lists those beside it. Raises OSError."""
+    """Whether a file holds a photograph; a DICOMDIR only lists others. Raises OSError."""
     if not os.path.isfile(path):
         return False
     with open(path, "rb", buffering=0) as file:
@@ -309,7 +309,7 @@ def _masks(folder: str) -> frozenset[str]:
     """The masks of a data set whose photographs and masks share a folder; none where it is no data set."""
     try:
         samples = find_samples(folder).samples
-    except (ValueError, OSError):  # what cannot be read is said where it is searched
+    except (ValueError, OSError):  # the search reports what cannot be read
         return frozenset()
     labels = [sample.label for sample in samples if sample.label is not None]
     return frozenset(os.path.abspath(label) for label in labels if label.parent == samples[0].image.parent)

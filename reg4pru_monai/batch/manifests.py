@@ -1,4 +1,4 @@
-"""Manifests: text files and tables that list photographs, as people's programs save them."""
+"""Manifests: text files and tables that list photographs, as spreadsheets and editors save them."""
 
 import codecs
 import csv
@@ -18,7 +18,7 @@ from .items import InputError
 _WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods")
 MANIFEST_SUFFIXES = (".txt", ".csv", ".tsv", *_WORKBOOKS)
 _HEAD = 4096
-_MISSING = ("na", "n/a", "#n/a", "<na>", "nan", "null", "none")  # as R, Excel, pandas and databases write it
+_MISSING = ("na", "n/a", "#n/a", "<na>", "nan", "null", "none")  # as R, Excel, pandas and databases write a gap
 
 
 class Line(NamedTuple):
@@ -31,9 +31,9 @@ class Line(NamedTuple):
 def read_manifest(path: str) -> Iterator[Line]:
     """The lines of a manifest; relative paths start from its own folder.
 
-    Text: one path per line, with or without double quotes around it. Table: a column ``path`` and, where it is known, a
-    column ``angle``; commas, semicolons or tabs between. A .txt whose first line names the column is a table, too.
-    UTF-8, or UTF-16 with a byte order mark. Raises InputError.
+    Text: one path per line, optionally in double quotes. Table: a column ``path`` and optionally a column ``angle``,
+    separated by commas, semicolons or tabs. A .txt file whose first line names a column ``path`` is a table too.
+    Encoding: UTF-8, or UTF-16 with a byte order mark. Raises InputError.
     """
     if path.lower().endswith(_WORKBOOKS):
         raise InputError(f"{path}: a manifest is a text file, not a workbook; save it as CSV UTF-8")
@@ -48,7 +48,7 @@ def read_manifest(path: str) -> Iterator[Line]:
 
 
 def _opened(path: str) -> TextIO:
-    """The text; bytes that are not UTF-8 become surrogates, as in names of files."""
+    """Open the text; bytes that are not UTF-8 become surrogates, as in file names."""
     file: IO[bytes] = io.BytesIO(read(path)) if is_url(path) else open(path, "rb")  # noqa: SIM115  # closed with the text
     head = file.read(_HEAD)
     file.seek(0)
@@ -60,7 +60,7 @@ def _opened(path: str) -> TextIO:
 
 
 def _is_table(path: str, file: TextIO) -> bool:
-    """Whether columns are named; Excel saves tables as .txt, too."""
+    """Whether the file is a table; Excel saves tables as .txt too."""
     head = file.readline().lower()
     file.seek(0)
     cells = [cell.strip(' "\r\n') for cell in re.split("[\t;,]", head)]
@@ -75,10 +75,10 @@ def _rows(path: str, file: TextIO) -> Iterator[Line]:
         raise InputError(f"{path}: a manifest needs a column named path, got {table.fieldnames}")
     for row in table:
         photograph = row[names["path"]] or ""
-        if "".join(row.get(None, ())).strip():  # cells behind the last column
+        if "".join(row.get(None, ())).strip():  # cells after the last column
             raise InputError(
-                f"{path}: {photograph}: its line has more cells than the first line has columns; put names and numbers "
-                "with a comma in quotes, or save the table with semicolons"
+                f"{path}: {photograph}: its row has more cells than the table has columns; quote names and numbers "
+                "that contain a comma, or separate the cells with semicolons"
             )
         try:
             yield Line(photograph, checked_angle(_number(row[names["angle"]]) if "angle" in names else None))
@@ -87,19 +87,19 @@ def _rows(path: str, file: TextIO) -> Iterator[Line]:
 
 
 def _number(cell: str | None) -> str:
-    """A number as programs write it, with a decimal comma in much of Europe; "" where it is missing."""
+    """A number with a decimal point, also where a program wrote a decimal comma; "" where it is missing."""
     text = (cell or "").strip()
     return "" if text.lower() in _MISSING else text.replace(",", ".")
 
 
 def _joined(folder: str, line: str) -> str:
-    """The path or URL that a line means.
+    """The path or URL that a line names.
 
-    As it stands where that is there; else without spaces and double quotes around it and with the separators of
-    Windows turned round; else, where it is not UTF-8, as Windows-1252 where that is there.
+    The first of these that exists: the line as it stands; without surrounding spaces and double quotes, and with
+    slashes for backslashes; the same read as Windows-1252, if it is not UTF-8. If none exists, the second.
     """
     plain = line.strip()
-    if len(plain) > 2 and plain[0] == plain[-1] == '"':  # as file managers copy paths
+    if len(plain) > 2 and plain[0] == plain[-1] == '"':  # file managers copy paths in quotes
         plain = plain[1:-1]
     plain = without_file_protocol(plain)
     if is_url(plain):
@@ -114,10 +114,10 @@ def _joined(folder: str, line: str) -> str:
 
 
 def _from_windows_1252(text: str) -> str:
-    """Text whose bytes are not UTF-8, read as Windows-1252; other text as it is."""
+    """Read text whose bytes are not UTF-8 as Windows-1252; return other text unchanged."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        with suppress(UnicodeError):  # some bytes are nothing there
+        with suppress(UnicodeError):  # Windows-1252 leaves some bytes undefined
             return text.encode("utf-8", "surrogateescape").decode("cp1252")
     return text

@@ -228,7 +228,7 @@ def _branches(skeleton: np.ndarray, sigma: float) -> _Branches:
 
 
 def _without_clusters(graph: csr_array) -> csr_array:
-    """Where several neighbours are branch points, keep the shortest links that join them: one branch point remains.
+    """Join adjacent branch points by the shortest links only, so that one branch point remains.
 
     graph: (N, N) distances of neighbouring pixels, px.
     """
@@ -243,15 +243,15 @@ def _without_clusters(graph: csr_array) -> csr_array:
 
 
 def _paths(graph: csr_array) -> list[np.ndarray]:
-    """The branches of a graph of pixels from node to node, and closed loops, as numbers of pixels in order.
+    """Branches of a pixel graph from node to node, and closed loops, as ordered pixel indices.
 
-    A node is a pixel that has not two neighbours.
+    A node is a pixel whose number of neighbours is not two.
     """
     starts, neighbours = graph.indptr.tolist(), graph.indices.tolist()
     inner = np.diff(graph.indptr) == 2
     inside = inner.tolist()
-    passed: set[int] = set()  # pixels inside the paths
-    taken: set[tuple[int, int]] = set()  # last steps backwards: a path is not walked again from its other end
+    passed: set[int] = set()  # pixels inside paths
+    taken: set[tuple[int, int]] = set()  # last steps reversed: no path is walked again from its other end
 
     def walk(start: int, following: int) -> np.ndarray:
         path = [start, following]

@@ -49,8 +49,8 @@ COLUMNS = (
     Column(
         "frames",
         "",
-        "Photographs in the file, each with a row: frames of DICOM, pages of TIFF at full resolution; 1 for anything "
-        "else, and of an animation the first picture is read.",
+        "Photographs in the file, each with a row: frames of DICOM, full-resolution pages of TIFF; 1 for anything "
+        "else. Of an animation, the first picture is read.",
         int,
     ),
 )
@@ -64,7 +64,7 @@ _FORMATS = (
     (b"BM", "BMP"),
     (b"P", "PPM"),
 )
-# With its preamble; without it a group length, or an element with a value representation or a short length.
+# With a preamble; or without one, a group length, or an element with a value representation or a short length.
 _DICOM = re.compile(rb".{128}DICM|\x02\0.\0UL|\x08\0.\0(?:[A-Z]{2}|[\x02-\x40]\0{3})", re.DOTALL)
 _MAKE, _MODEL = 0x010F, 0x0110
 _MAX_TEXT = 64

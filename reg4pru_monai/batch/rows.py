@@ -13,7 +13,7 @@ COLUMNS = (
     Column(
         "frame",
         "",
-        "Which frame of the file, from 1; more than 1 only in multi-frame DICOM and TIFF of several pages.",
+        "Which frame of the file, from 1; above 1 only in multi-frame DICOM and multi-page TIFF.",
         int,
     ),
     Column("sha256", "", "SHA-256 of the file.", str),
@@ -25,13 +25,13 @@ COLUMNS = (
     Column(
         "fov_diameter_px",
         "px",
-        "Diameter of the disc of the field of view; where no disc was found, the diagonal of the frame.",
+        "Diameter of the disc of the field of view; where no disc was found, the diagonal of what was taken.",
     ),
     Column(
         "fov_confidence",
         "",
-        "Overlap (IoU) of the field of view with the bright region, times the part of its edge that was found, 0 to 1; "
-        "at most 0.5 where the disc is larger than the frame or has its centre outside.",
+        "Overlap (IoU) of the field of view with the region that differs from the background, times the share of its "
+        "edge that was found, 0 to 1; at most 0.5 where the disc is larger than the frame or its centre lies outside.",
     ),
     Column(
         "fov_full_frame",
@@ -53,13 +53,13 @@ COLUMNS = (
 
 
 def has_doubtful_field(record: Record) -> bool:
-    """Whether the field of view of a photograph, or of a frame of it, was not found or is of little confidence."""
+    """Whether a photograph, or one of its frames, has no disc or one of low confidence."""
     return any(row.get("fov_full_frame") or row.get("fov_confidence", 1.0) < DOUBTFUL for row in record.rows)
 
 
 def doubtful_fields(count: int) -> str:
-    """The warning for such photographs: many are no fundus photographs, or have a frame that was misread."""
+    """Warning for doubtful fields of view; many are not fundus photographs, or their frame was misread."""
     return (
-        f"{count:,} without a sure field of view: look at them first "
+        f"{count:,} with a doubtful field of view: look at them first "
         f"(fov_full_frame 1 or fov_confidence below {DOUBTFUL} in results.csv)"
     )

@@ -48,7 +48,7 @@ STOPPED = 130  # exit status, whichever signal it was: what a shell reports for 
 class Summary:
     """How a run ended. listed: photographs found; own: of this shard; before: done by earlier runs.
 
-    now: to be done by this run. done, failed: by this run; doubtful: of those done, with an unsure field of view.
+    now: to be done by this run. done, failed: by this run; doubtful: of those done, with a doubtful field of view.
     missing: of this shard, neither done nor failed. stopped: number of the signal that ended it, or None. profile:
     where the time went.
     """

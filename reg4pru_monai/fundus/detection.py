@@ -1,11 +1,11 @@
-"""Finding the field of view: coarsely on a small copy of the photograph, then its edge at full resolution.
+"""Find the field of view: coarsely on a small copy of the photograph, then its edge at full resolution.
 
-1. Maps of the small copy (distance from the colour of the border, brightness, saturation) at several thresholds give
-   regions, because none suits shaded discs, bright backgrounds and stray light alike. RANSAC finds a region's circle.
-2. Rays from the centre find the region's edge; to these points an outline is fitted: a disc or an ellipse, and the
+1. Threshold maps of the small copy (distance from the border's colour, brightness, saturation) at several levels: no
+   single one suits shaded discs, bright backgrounds and stray light alike. Fit a circle to each region by RANSAC.
+2. Follow rays from the centre to the region's edge, and fit an outline to these points: a disc or an ellipse, and the
    straight lines that cut it.
-3. Along the same rays the photograph itself says where it is halfway between inside and outside, to a fraction of a
-   pixel, and the outline is fitted again.
+3. Along the same rays, find where the photograph is halfway between inside and outside, to a fraction of a pixel, and
+   fit the outline again.
 """
 
 import math
@@ -35,10 +35,10 @@ _WORKING_SIDE = 320  # of the small copy; px below are its pixels
 _LEVELS = (0.08, 0.14, 0.24, 0.38, 0.55)
 _PLAIN = 0.04  # deviation of a border that has one colour
 _SMALLEST = 0.01  # of the frame: smaller regions are text or dust
-_SECOND = 0.25  # of the largest region: as large can be another eye
+_SECOND = 0.25  # of the largest region: one as large may be another eye
 _MARGIN = 3  # px; an edge nearer to the frame is where the frame cuts the disc
 _TOLERANCE = 1.5  # px between a circle and the edge of a region
-_ON_COARSE, _ON = 0.008, 0.006  # of the radius: a point as near to an outline belongs to it
+_ON_COARSE, _ON = 0.008, 0.006  # of the radius: points as near to an outline belong to it
 _STRAIGHT = 0.75  # px from a line
 _TRIALS = 200
 _MIN_POINTS = 30
@@ -46,12 +46,12 @@ _MIN_RADIUS = 8  # px
 _MIN_ARC = 0.06  # share of the whole circle that must be seen
 _MIN_CONFIDENCE = 0.7
 _SURE = 0.96
-_CONTRAST = 0.5  # of the step at the edge, as a share of what tells the disc from the background
-_REACH = 3.0  # px on both sides of the coarse edge, where the fine one is looked for
+_CONTRAST = 0.5  # the step at the edge, as a share of the difference between disc and background
+_REACH = 3.0  # px on each side of the coarse edge, where the fine one is sought
 _SAMPLES = 31
-_FAINT = 0.12  # of the usual step at the edge: less is no edge
-_SHARP = 0.35  # share of the samples on which a sharp step is neither inside nor outside
-_UNSURE = 0.5  # confidence of a disc that is larger than the frame, or has its centre outside
+_FAINT = 0.12  # of the median step at the edge: less is no edge
+_SHARP = 0.35  # largest share of the samples between inside and outside at a sharp step
+_UNSURE = 0.5  # highest confidence of a disc that is larger than the frame, or has its centre outside
 _PANEL = 0.1  # of the frame
 
 
@@ -135,13 +135,13 @@ def _small_copy(image: np.ndarray) -> _Copy:
 
 
 def _best(copy: _Copy) -> _Candidate | None:
-    """The region that looks most like a field of view; the first of the maps and the lowest of the levels at a tie."""
+    """The region that looks most like a field of view; at a tie, the first map and the lowest level."""
     best: _Candidate | None = None
     for level_map in _maps(copy.pixels):
         for regions in _regions(level_map):
             discs = [disc for disc in (_candidate(copy, region) for region in regions) if disc is not None]
             if sum(disc.confidence > _SURE - 0.1 for disc in discs) > 1:
-                raise TwoDiscsError("it shows two discs; save each eye as a file of its own")
+                raise TwoDiscsError("it shows two discs; save each eye as a separate file")
             for disc in discs:
                 if best is None or disc.score > best.score + 0.01:
                     best = disc
@@ -151,7 +151,7 @@ def _best(copy: _Copy) -> _Candidate | None:
 
 
 def _maps(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """What may tell the retina from its surroundings, (h, w) float32 each."""
+    """Maps that may tell the retina from its surroundings, (h, w) float32 each."""
     sides = [pixels[:, :_MARGIN], pixels[:, -_MARGIN:], pixels[:, :, :_MARGIN], pixels[:, :, -_MARGIN:]]
     border = np.concatenate([side.reshape(3, -1) for side in sides], axis=1)
     colour = np.median(border, axis=1)
@@ -187,7 +187,7 @@ def _candidate(copy: _Copy, region: np.ndarray) -> _Candidate | None:
     if len(points) < _MIN_POINTS:
         return None
     best: _Candidate | None = None
-    for some in (points, _without_lines(points)):  # where four lines cut a disc, its arcs are the smaller part
+    for some in (points, _without_lines(points)):  # where four lines cut a disc, most of its edge is straight
         outline = _outline(region, some) if len(some) >= _MIN_POINTS else None
         if outline is not None:
             confidence = _overlap(outline, region) * outline.support
@@ -199,7 +199,7 @@ def _candidate(copy: _Copy, region: np.ndarray) -> _Candidate | None:
 
 
 def _outline(region: np.ndarray, points: np.ndarray) -> Outline | None:
-    """Of the circle through most points of a region's edge, or None if there is no such circle in the frame."""
+    """Fit an outline, from the circle through most points of a region's edge; None if no circle fits the frame."""
     near = _inliers(points, math.hypot(*region.shape))
     if near.sum() < _MIN_POINTS:
         return None
@@ -212,7 +212,7 @@ def _outline(region: np.ndarray, points: np.ndarray) -> Outline | None:
 
 
 def _without_lines(points: np.ndarray) -> np.ndarray:
-    """Points that do not lie on one of the longest straight lines among them."""
+    """Drop the points that lie on long straight lines."""
     longest = max(_MIN_POINTS, 0.2 * float(np.ptp(points, axis=0).max()))  # px; longer than any piece of a circle
     rest = np.ones(len(points), bool)
     while rest.sum() >= _MIN_POINTS:
@@ -276,7 +276,7 @@ def _overlap(outline: Outline, region: np.ndarray) -> float:
 
 
 def _contrast(pixels: np.ndarray, outline: Outline) -> float:
-    """The step at the edge, as a share of what tells the disc from the background next to it."""
+    """The step at the edge, as a share of the difference between the disc and the background next to it."""
     edge = outline.edge
     rows, cols = points_on_rays(outline.center, ANGLES, np.stack([edge - _REACH, edge + _REACH, 0.8 * edge], axis=1))
     height, width = pixels.shape[1:]
@@ -304,7 +304,7 @@ def _panel(copy: _Copy) -> _Candidate | None:
 
 
 def _field_of_view(image: np.ndarray, copy: _Copy, found: _Candidate) -> FieldOfView:
-    """A candidate with its edge at full resolution. A confidence of 0 says that it is no disc."""
+    """Find a candidate's edge at full resolution. A confidence of 0 means that it is no disc."""
     shape = (image.shape[0], image.shape[1])
     disc = found.confidence > 0
     rays, sharp = _fine_rays(image, copy, found.outline)
@@ -325,7 +325,7 @@ def _field_of_view(image: np.ndarray, copy: _Copy, found: _Candidate) -> FieldOf
 
 
 def _fine_rays(image: np.ndarray, copy: _Copy, coarse: Outline) -> tuple[Rays, np.ndarray]:
-    """Along each ray, where the photograph is halfway between inside and outside; and where the change is sharp."""
+    """Along each ray, where the photograph is halfway between inside and outside; and which changes are sharp."""
     center = (copy.to_image(coarse.center[0]), copy.to_image(coarse.center[1]))
     edge = coarse.edge * copy.step
     first, _, _ = _halfway(image, center, edge, copy.step, _SAMPLES // 2)
@@ -339,7 +339,7 @@ def _halfway(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Refine the edge along rays: px from the centre, NaN where there is none; which rays are visible; which are sharp.
 
-    Colours are compared along the line from the colour inside to that outside, of each ray: whatever tells them apart.
+    On each ray, colours are projected onto the line from outside to inside colour, so any difference counts.
     """
     height, width = image.shape[:2]
     distance = np.maximum(edge[:, None] + np.linspace(-_REACH, _REACH, samples) * step, 0)
@@ -370,7 +370,7 @@ def _halfway(
 
 
 def _is_cut(outline: Outline, shape: tuple[int, int]) -> bool:
-    """Whether anything of the outline inside the frame differs from a whole disc."""
+    """Whether the outline differs from a whole disc anywhere inside the frame."""
     other = np.abs(outline.edge - outline.radius) > 0.25
     for distance in (outline.edge, np.full(RAYS, outline.radius)):
         rows, cols = (position[:, 0] for position in points_on_rays(outline.center, ANGLES, distance[:, None]))
@@ -380,7 +380,7 @@ def _is_cut(outline: Outline, shape: tuple[int, int]) -> bool:
 
 
 def _box(outline: Outline, shape: tuple[int, int]) -> Box:
-    """Of the pixels within the outline; of the frame if there are none."""
+    """The bounding box of the outline, clipped to the frame."""
     rows, cols = points_on_rays(outline.center, ANGLES, outline.edge[:, None])
     box = [
         max(0, math.ceil(rows.min())),
@@ -400,7 +400,7 @@ def _box_in(copy: _Copy, panel: _Candidate, shape: tuple[int, ...]) -> Box:
 
 
 def _whole_frame(shape: tuple[int, ...]) -> FieldOfView:
-    """A photograph without a border lies inside the disc."""
+    """The whole frame: a photograph without a border lies inside the disc."""
     height, width = shape
     return FieldOfView(
         (height, width),

@@ -17,15 +17,15 @@ _STEEPEST = 0.2  # sine of the smallest angle between a ray and the edge; below 
 
 @dataclass(frozen=True)
 class FieldOfView:
-    """What a photograph shows of the retina, in the pixels of one image.
+    """The part of an image that shows the retina, in its pixels.
 
     shape: (H, W) of the image. center: (row, col) float, px, of the disc. diameter: float, px, of the disc before
     anything cuts it; of an ellipse, that of the disc of the same area. box: (r0, c0, r1, c1), the bounding box of the
     visible part, r1 and c1 exclusive. confidence: in [0, 1], agreement (IoU) of this field of view with the bright
-    region, times the share of its visible edge that was found in the image. full_frame: no disc was found; the box is
-    all there is, and diameter its diagonal, because an image without a border lies inside the disc.
-    edge: px from the center to the edge, at len(edge) equal angles from the direction of the columns to that of the
-    rows; empty for a whole disc.
+    region, times the share of its visible edge that was found in the image. full_frame: no disc was found, and
+    diameter is the diagonal of the box, because an image without a border lies inside the disc.
+    edge: px from the center to the edge, at len(edge) evenly spaced angles from the direction of growing columns
+    towards that of growing rows; empty for a whole disc or frame.
     """
 
     shape: tuple[int, int]
@@ -51,9 +51,9 @@ class FieldOfView:
 
     @property
     def surroundings(self) -> Box:
-        """The box, and where a line cuts the disc inside the frame up to REACH further, where the retina would go on.
+        """The box, extended by up to REACH diameters where a line cuts the disc inside the frame.
 
-        The network is shown the mirrored retina there, as it is beyond an arc, instead of the end of the picture.
+        The network sees the mirrored retina there, as it does beyond an arc, instead of the end of the picture.
         """
         reach, radius = round(REACH * self.diameter), self.diameter / 2
         low = (max(0, start - reach, math.ceil(c - radius)) for start, c in zip(self.box[:2], self.center, strict=True))
@@ -66,7 +66,7 @@ class FieldOfView:
 
     @property
     def doubtful(self) -> bool:
-        """Whether a person should look at it: no disc was found, or one of little confidence."""
+        """Whether a person should look at it: no disc was found, or one of low confidence."""
         return self.full_frame or self.confidence < DOUBTFUL
 
     def inside(self, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
@@ -78,14 +78,14 @@ class FieldOfView:
         if not self.edge:
             return squared <= (self.diameter / 2) ** 2
         inside = squared <= min(self.edge) ** 2
-        between = ~inside & (squared <= max(self.edge) ** 2)  # only there the angle matters, which costs most
+        between = ~inside & (squared <= max(self.edge) ** 2)  # only here is the angle needed, which costs most
         at_row, at_col = np.nonzero(between)
         angle = np.arctan2(down[at_row, 0], right[0, at_col])
         inside[between] = squared[between] <= self.edge_at(angle) ** 2
         return inside
 
     def edge_at(self, angle: np.ndarray, inset: float = 0.0) -> np.ndarray:
-        """Px from the center to the edge, or to a line `inset` px inside it, at angles in radians; of their shape."""
+        """Px from the center to the edge, or to a curve `inset` px inside it, at each angle (radians)."""
         if not self.edge:
             return np.full(np.shape(angle), self.diameter / 2 - inset)
         edge = np.asarray(self.edge)
@@ -95,7 +95,7 @@ class FieldOfView:
         return np.interp(steps % len(edge), np.arange(len(edge) + 1), np.append(edge, edge[0]))
 
     def moved(self, offset: tuple[int, int], shape: tuple[int, int]) -> "FieldOfView":
-        """The same in a larger image of which this one is the part that begins at offset (row, col)."""
+        """The same in a larger image, in which this image begins at offset (row, col)."""
         (down, right), (row, col), (r0, c0, r1, c1) = offset, self.center, self.box
         box = (r0 + down, c0 + right, r1 + down, c1 + right)
         return replace(self, shape=shape, center=(row + down, col + right), box=box)
@@ -122,7 +122,7 @@ class FieldOfView:
 
 
 def _inset(edge: np.ndarray, inset: float) -> np.ndarray:
-    """The polar curve `inset` px inside another: where each ray first comes as near as that to a point of the edge."""
+    """The polar curve `inset` px inside another: where each ray first comes that near to the edge."""
     turn = np.arange(len(edge)) * (2 * math.pi / len(edge))
     apart = turn[:, None] - turn[None, :]
     along, across = edge * np.cos(apart), edge * np.sin(apart)  # of the points, seen from each ray

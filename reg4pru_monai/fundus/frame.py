@@ -1,4 +1,4 @@
-"""The canonical scale: crop a photograph to its field of view, resize it, and the way back."""
+"""The canonical scale: crop a photograph to its field of view and resize it, and the way back."""
 
 from dataclasses import dataclass
 

@@ -33,7 +33,7 @@ _PILLOW_MAGIC: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     *((b"P%d" % kind, PpmImagePlugin.PpmImageFile) for kind in range(1, 7)),
 )
 _PILLOW_STARTS = tuple(magic for magic, _ in _PILLOW_MAGIC)
-# Tables begin with "BMI" and "P1" as well: of BMP the size of the second header counts too, of PPM what follows.
+# Tables may begin with "BMI" or "P1" too: BMP also needs the size of its second header, PPM what follows.
 _NOT_TEXT = re.compile(rb"BM.{13}\0{3}|P.\s+[#\d]|[^BP]", re.DOTALL)
 # The largest file that is read has the bytes of max_pixels with 4 channels of 16 bits. TIFF and DICOM may have 32 bits
 # or several frames. Metadata and what cameras append, such as short films, come on top.
@@ -66,13 +66,13 @@ class FundusReadError(ValueError):
 
 
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
-    """Decode a photograph as sRGB, upright (EXIF orientation applied), transparency on black, the first of several.
+    """Decode a photograph as sRGB, upright (EXIF orientation applied), transparency on black; of several, the first.
 
     max_pixels: refuse images with more pixels than this, before decoding them.
     Returns (H, W, 3) uint8, or float32 in [0, 1] where the file has more than 8 bits per channel.
-    Raises FundusReadError, also for a photograph that is black everywhere, and where image data of JPEG (see
-    decode_strictly) or PNG (checksums) are damaged. Formats without redundancy, such as BMP, PPM and uncompressed TIFF,
-    give away no more than that something is missing; JPEG inside TIFF is not checked either.
+    Raises FundusReadError, also for a photograph that is black everywhere and for damaged image data of JPEG (see
+    decode_strictly) or PNG (checksums). Formats without redundancy, such as BMP, PPM and uncompressed TIFF, reveal
+    missing data only; JPEG inside TIFF is not checked either.
     """
     return decode_image(read_bytes(path, max_pixels=max_pixels), path, max_pixels=max_pixels)
 
@@ -86,7 +86,7 @@ def decode_image(data: bytes, path: str | os.PathLike[str], *, max_pixels: int =
 def decode_images(
     data: bytes, path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> list[np.ndarray]:
-    """:func:`decode_image` of each photograph of a file: of TIFF one or more, of anything else the first."""
+    """:func:`decode_image` of each photograph in a file: one or more in TIFF, the first in anything else."""
     found: list[np.ndarray] = []
     with _explained(path):
         try:
@@ -100,7 +100,7 @@ def decode_images(
 def read_grey(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
     """Decode a mask or probabilities: (H, W) uint8, or float32 in [0, 1] above 8 bits; the brightest channel.
 
-    Values count as they are, by the range that the file states, without its colour profile. Raises FundusReadError.
+    Values are scaled by the range that the file states; its colour profile is ignored. Raises FundusReadError.
     """
     return decode_grey(read_bytes(path, max_pixels=max_pixels), path, max_pixels=max_pixels)
 
@@ -116,7 +116,7 @@ def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn whatever decoders raise into FundusReadError."""
     try:
         yield
-    except MemoryError:  # may suffice another time
+    except MemoryError:  # there may be enough another time
         raise
     except Refused as refused:
         raise FundusReadError(path, str(refused)) from None
@@ -255,7 +255,7 @@ def _check_length(path: Path | str, head: bytes, length: int, max_pixels: int) -
 
 
 def _pictures(data: bytes, max_pixels: int) -> Iterator[Picture]:
-    """What the first bytes say decides who decodes."""
+    """Choose the decoder by the first bytes."""
     if data[:4] in tiff.MAGIC:
         yield from tiff.decode(data, max_pixels)
     elif data.startswith(png.MAGIC):
@@ -265,7 +265,7 @@ def _pictures(data: bytes, max_pixels: int) -> Iterator[Picture]:
 
 
 def opened(data: bytes) -> ImageFile.ImageFile:
-    """The header of anything but TIFF by Pillow, without its metadata where these are damaged; no pixels of PNG."""
+    """Open anything but TIFF with Pillow, without damaged metadata; a PNG comes without its pixels."""
     plugin = next(plugin for magic, plugin in _PILLOW_MAGIC if data.startswith(magic))
     is_png, is_jpeg = data.startswith(png.MAGIC), data.startswith(_JPEG)
     try:
@@ -280,7 +280,7 @@ def _orientation(data: bytes) -> int:
     """EXIF orientation 1 … 8; 1 where it is absent or unreadable."""
     try:
         with opened(data) as image:
-            return int(Image.Image.getexif(image).get(_ORIENTATION_TAG, 1))  # that of PNG would decode the pixels
+            return int(Image.Image.getexif(image).get(_ORIENTATION_TAG, 1))  # PNG's own getexif would decode the pixels
     except Exception:  # a photograph with damaged EXIF is still a photograph
         return 1
 
@@ -307,7 +307,7 @@ def _values(data: bytes, image: ImageFile.ImageFile) -> tuple[np.ndarray, np.nda
         values = np.asarray(image)
         return values.reshape(*values.shape[:2], -1), None
     pixels = np.asarray(image.convert("RGBA"))
-    # 32 bits of BMP often have an alpha that nobody filled in.
+    # 32-bit BMP often has an alpha that nobody filled in.
     return pixels[..., :3], None if image.format == "BMP" and not pixels[..., 3].any() else pixels[..., 3:]
 
 

@@ -12,7 +12,7 @@ _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker 0x(..)")
 # Encoders in cameras end a scan with what is left in their buffers, a few bytes; holes in a file leave hundreds.
 _LEFT_OVER = 16
 START_OF_SCAN, _END_OF_IMAGE, _START_OF_TILE = b"\xff\xda", b"\xff\xd9", b"\xff\x90"
-# Application segments that say something of pixels, with the shortest content that their standards allow.
+# Application segments that matter for the pixels, with the shortest content that their standards allow.
 _KNOWN = {
     0xE0: (b"JFIF\0", 14),
     0xE1: (b"Exif\0\0", 14),
@@ -58,10 +58,10 @@ def decode_strictly(data: bytes, colour: str = "RGB") -> np.ndarray | None:
 def segments(data: bytes, at: int = 2) -> Iterator[tuple[int, int, int]]:
     """Markers of the header with the bounds of their contents, up to the first scan.
 
-    They end where other bytes lie between them, and those of JPEG 2000 at its first tile: its header has the same form.
+    Stops at bytes that belong to no segment. JPEG 2000, whose header has the same form, is read up to its first tile.
     """
     while len(data) >= at + 4 and data[at] == 0xFF:
-        if data[at + 1] == 0xFF:  # filling
+        if data[at + 1] == 0xFF:  # fill byte
             at += 1
             continue
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -77,7 +77,7 @@ def _first_scan(data: bytes) -> int | None:
 
 
 def without_metadata(data: bytes) -> bytes:
-    """The file without application segments and comments, but with EXIF, profile and colours that are long enough."""
+    """Drop application segments and comments, except EXIF, profile and colour segments that are long enough."""
     kept, last = [data[:2]], 2
     for marker, start, end in segments(data):
         content = data[start:end]

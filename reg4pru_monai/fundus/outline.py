@@ -13,12 +13,12 @@ ANGLES = np.arange(RAYS) * (2 * math.pi / RAYS)
 _PASSES = 4
 _NEAR = 0.05  # of the radius, and at least three times the tolerance: points farther from the first circle do not count
 _FLATTENING = 0.004  # of the radius: less is noise
-_GAIN = 0.1  # share of the rays that an ellipse has to explain beyond a circle
+_GAIN = 0.1  # share of the rays that an ellipse must explain beyond those of a circle
 _MAX_LINES = 6
 _TRIALS = 200
 _MIN_POINTS = 8
 _NARROWEST = 5  # rays across a notch
-_BEYOND = 0.15  # share of the rays through a cut that may go on behind it
+_BEYOND = 0.15  # share of the rays through a cut that may continue behind it
 
 
 def points_on_rays(
@@ -45,7 +45,7 @@ class Rays(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A disc, or an ellipse of little flattening. bend: amplitude of the second harmonic, px along cosine and sine."""
+    """A disc, or a slightly flattened ellipse. bend: amplitude of the second harmonic, px along cosine and sine."""
 
     center: tuple[float, float]
     radius: float
@@ -71,8 +71,8 @@ class Line(NamedTuple):
 class Outline(NamedTuple):
     """center: (row, col). radius: px, of the disc. edge: (RAYS,) px to the visible edge. lines: the cuts.
 
-    arc: share of all rays that were found to end on the disc. support: share of the visible rays that were found to
-    end on the outline, or, if that is less, of those through its arcs that were found to end on them.
+    arc: share of all rays that end on the disc. support: share of the visible rays that end on the outline, or share of
+    the rays through its arcs that end on them, whichever is less.
     """
 
     center: tuple[float, float]
@@ -94,7 +94,7 @@ def fit_outline(rays: Rays, radius: float, tolerance: float, notches: np.ndarray
     """The outline that explains most of the points.
 
     radius: of the first guess, px. tolerance: px between the outline and a point on it. notches: (RAYS,) bool, where a
-    point that neither disc nor line explains is believed. disc: False for a region bounded by lines alone.
+    point that neither disc nor line explains may be a notch. disc: False for a region bounded by lines alone.
     """
     known = np.isfinite(rays.edge)
     points = rays.points
@@ -156,7 +156,7 @@ def _explained(points: np.ndarray, curve: Curve, tolerance: float) -> int:
 
 
 def _trimmed(points: np.ndarray, curve: Curve, tolerance: float, ellipse: bool) -> Curve:
-    """Least squares, several times without the points that the last curve left far off."""
+    """Repeated least squares, each time without the points far off the last curve."""
     for _ in range(_PASSES):
         angle, distance = _polar(points, curve.center)
         residual = np.abs(distance - curve.at(angle))
@@ -178,7 +178,7 @@ def _harmonic(points: np.ndarray, center: tuple[float, float]) -> Curve:
 def _lines(
     angle: np.ndarray, distance: np.ndarray, inner: np.ndarray, curve: Curve, tolerance: float
 ) -> tuple[Line, ...]:
-    """The straight cuts, one after the other the one that explains most of the points inside the curve."""
+    """The straight cuts, one by one: the line that explains most of the remaining points inside the curve."""
     points = np.stack([np.cos(angle), np.sin(angle)], axis=1) * distance[:, None]
     rest, lines = inner.copy(), []
     for _ in range(_MAX_LINES):
@@ -194,7 +194,7 @@ def _lines(
 
 
 def fitted_line(points: np.ndarray, some: np.ndarray, tolerance: float) -> tuple[Line | None, np.ndarray]:
-    """RANSAC on some of the points, and least squares on all points near the best line; which these are."""
+    """RANSAC on `some` of the points, then least squares on those near the best line; also returns which these are."""
     chosen = points[some]
     one, other = chosen[np.random.default_rng(0).integers(len(chosen), size=(2, _TRIALS))]
     normal = np.stack([other[:, 1] - one[:, 1], one[:, 0] - other[:, 0]], axis=1)

@@ -34,10 +34,10 @@ _FOLDERS = ("images", "masks")
 
 
 def make_phantom(size: int | tuple[int, int] = 512, seed: int = 0, frame: str = "disc") -> Phantom:
-    """One phantom. seed: the same seed is the same eye at every size and in every frame. Raises ValueError.
+    """One phantom. seed: the same seed gives the same eye at every size and in every frame. Raises ValueError.
 
-    frame: "disc", or another of FRAMES. size: side or (H, W), px; for frames other than "disc" the longer side or
-    (H, W). The border of a disc reaches half its brightness at 0.997 of the radius, that of the other frames at 1.
+    frame: one of FRAMES. size: (H, W), or one number: the side for "disc", the longer side for other frames, px. Light
+    falls to half at 0.997 of the radius for "disc", at the radius for other frames.
     """
     if min((size, size) if isinstance(size, int) else size) < _SMALLEST_SIDE:
         raise ValueError(f"size must be at least {_SMALLEST_SIDE} pixels, got {size}")
@@ -55,7 +55,7 @@ def make_phantom(size: int | tuple[int, int] = 512, seed: int = 0, frame: str = 
 
 
 def make_eye(radius: float, seed: int = 0, fraction: tuple[float, float] = (0.0, 0.0)) -> Eye:
-    """The eye of make_phantom without an edge, to be framed many times. fraction: of a px, where its centre lies."""
+    """The eye of make_phantom without an edge, to be framed many times. fraction: subpixel position of its centre."""
     side = 2 * (math.ceil(REACH * radius) + 1)
     center = side // 2 + fraction[0], side // 2 + fraction[1]
 

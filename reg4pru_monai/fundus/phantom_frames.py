@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 REACH = 1.1  # radii: how far an eye is painted, so that a notch can show what lies beyond the disc
-_OWN_RIM = 0.985  # of the radius of a photograph: beyond it its own edge fades
+_OWN_RIM = 0.985  # of a photograph's radius: beyond it the photograph fades
 
 Colour = tuple[float, float, float]
 BLACK, GREY, WHITE = (0.0, 0.0, 0.0), (118.0, 118.0, 118.0), (255.0, 255.0, 255.0)
@@ -22,8 +22,8 @@ class Phantom:
     """A photograph and its truth; pixel centres are at whole numbers, as in FieldOfView.
 
     image: (H, W, 3) uint8. mask: (H, W) bool, vessels inside the field of view. fov: (H, W) bool, the visible field of
-    view: pixels that it covers at least by half. center: (row, col) float px. diameter: float px, of an ellipse that of
-    the circle of the same area. The last two are None where there are two eyes.
+    view: pixels that it covers at least by half. center: (row, col) float, px. diameter: float, px; of an ellipse, that
+    of the circle of the same area. The last two are None for two eyes.
     """
 
     image: np.ndarray
@@ -62,7 +62,7 @@ class Layout:
 
     shape: (H, W). window: (r0, c0, r1, c1) of the photograph within a border. centers: of each disc. radius: of the
     circle of the same area. stretch: width over height of a disc. cuts: (direction in degrees, distance from the centre
-    in radii). edge: over how many px the border fades, half of it on each side.
+    in radii). edge: width over which the border fades, px, half of it on each side.
     """
 
     shape: tuple[int, int]
@@ -80,14 +80,14 @@ class Layout:
         return self.radius / math.sqrt(self.stretch), self.radius * math.sqrt(self.stretch)
 
     def inside(self) -> np.ndarray:
-        """(H, W) float32: distance from the border of the field of view in px, negative outside of it."""
+        """(H, W) float32: distance from the border of the field of view in px, negative outside."""
         return np.maximum.reduce([self._inside(center) for center in self.centers])
 
     def _inside(self, center: tuple[float, float]) -> np.ndarray:
         rows, cols = (np.arange(side, dtype=np.float32) - c for side, c in zip(self.shape, center, strict=True))
         y, x = rows[:, None], cols[None, :]
         ry, rx = self.radii
-        level = np.hypot(y / ry, x / rx)  # 1 on the border; its slope makes px of it
+        level = np.hypot(y / ry, x / rx)  # 1 on the border; divided by its slope, px
         distance = (1 - level) * level / np.maximum(np.hypot(y / ry**2, x / rx**2), 1e-6)
         if self.notch is not None:
             distance = self._notched(distance, y, x, self.notch)
@@ -120,7 +120,7 @@ def _along(y: np.ndarray, x: np.ndarray, direction: float) -> np.ndarray:
 
 @dataclass
 class Picture:
-    """A picture while it is painted. image: (H, W, 3) float32, 0 … 255. inside: (H, W), see Layout.inside.
+    """A picture being painted. image: (H, W, 3) float32, 0 … 255. inside: (H, W), see Layout.inside.
 
     coverage: (H, W) float32, share of each pixel in the field of view. colour: (3,) float, mean of the eye.
     """
@@ -139,7 +139,7 @@ Step = Callable[[Picture, np.random.Generator], None]
 
 
 def _plain(colour: Colour, noise: float = 0.8, grain: float = 0.0) -> Step:
-    """A background. noise: of the sensor; grain: as wide as a few px. Both in grey levels."""
+    """A background. noise: of the sensor; grain: a few px wide. Both in grey levels."""
 
     def paint(picture: Picture, rng: np.random.Generator) -> None:
         coarse = ndimage.gaussian_filter(rng.standard_normal(picture.layout.shape, np.float32), 1.2) * 4.2
@@ -158,7 +158,7 @@ def _blocks(picture: Picture, rng: np.random.Generator) -> None:
 
 
 def _stray_ring(reach: float = 1.15, brightness: float = 0.15, shift: float = 0.0) -> Step:
-    """A dim ring around the disc. reach, shift: radii; brightness: of the eye's."""
+    """A dim ring around the disc. reach, shift: radii; brightness: share of the eye's."""
 
     def paint(picture: Picture, rng: np.random.Generator) -> None:
         radius = picture.layout.radius
@@ -174,7 +174,7 @@ def _stray_ring(reach: float = 1.15, brightness: float = 0.15, shift: float = 0.
 
 
 def _glare(picture: Picture, rng: np.random.Generator) -> None:
-    """A bright crescent of stray light along a part of the border; less of it, and narrower, outside of the disc."""
+    """A bright crescent of stray light along part of the border, weaker and narrower outside the disc."""
     row, col = picture.layout.centers[0]
     rows, cols = (np.arange(side, dtype=np.float32) for side in picture.layout.shape)
     angle = np.arctan2((rows - row)[:, None], (cols - col)[None, :]) - rng.uniform(-math.pi, math.pi)
@@ -186,7 +186,7 @@ def _glare(picture: Picture, rng: np.random.Generator) -> None:
 
 
 def _filter(red: float, green: float, blue: float, noise: float = 0.0) -> Step:
-    """Dimmer light in each channel, and noise of the sensor on top."""
+    """Scale each channel, and add sensor noise."""
 
     def paint(picture: Picture, rng: np.random.Generator) -> None:
         picture.image *= np.array([red, green, blue], np.float32)
@@ -235,8 +235,8 @@ class Frame:
 
     aspect: width over height, where only the longer side is given. window: (top, left, bottom, right) of the photograph
     within a border, shares of the frame. fill: diameter over the shorter side of the window. share: of the frame that
-    the disc fills, instead of fill. place: (row, col) of the centre, shares of the window. eyes: side by side.
-    softness: share of the diameter over which the border fades; else 1 to 2 px. cuts, stretch, notch: see Layout.
+    the disc fills; replaces fill. place: (row, col) of the centre, shares of the window. eyes: side by side.
+    softness: share of the diameter over which the border fades; at least 1 to 2 px. cuts, stretch, notch: see Layout.
     behind: painted before the eye. over: painted after it. quality: of the JPEG compression.
     """
 
@@ -309,7 +309,7 @@ FRAMES: dict[str, Frame] = {
 def lay_out(kind: str, size: int | tuple[int, int], seed: int = 0) -> Layout:
     """Where the discs of a picture lie; they vary a little with the seed.
 
-    kind: of FRAMES. size: the longer side, or (H, W), px. Raises ValueError.
+    kind: one of FRAMES. size: the longer side, or (H, W), px. Raises ValueError.
     """
     if kind not in FRAMES:
         raise ValueError(f"frame must be one of {', '.join(FRAMES)}, got {kind}")
@@ -331,9 +331,9 @@ def lay_out(kind: str, size: int | tuple[int, int], seed: int = 0) -> Layout:
 
 
 def frame_eye(eye: Eye, kind: str, size: int | tuple[int, int], seed: int = 0) -> Phantom:
-    """The eye in a frame; where and with which noise varies with the seed. Arguments as of lay_out. Raises ValueError.
+    """Show an eye in a frame; its position and noise vary with the seed. Arguments: see lay_out. Raises ValueError.
 
-    Nothing is resampled where the eye has the radius and the position within its pixels that lay_out gives.
+    Nothing is resampled if the eye has the radius and the subpixel position that lay_out gives.
     """
     layout = lay_out(kind, size, seed)
     frame = FRAMES[kind]
@@ -431,5 +431,5 @@ def frame_photograph(
     seed: int = 0,
     mask: np.ndarray | None = None,
 ) -> Phantom:
-    """A photograph whose disc is known, in another frame with exact truth. Arguments as of eye_of and lay_out."""
+    """A photograph whose disc is known, in another frame with exact truth. Arguments: see eye_of and lay_out."""
     return frame_eye(eye_of(image, center, diameter, mask), kind, size, seed)

@@ -8,34 +8,34 @@ import numpy as np
 
 DEFAULT_MAX_PIXELS = 150_000_000
 RAISE_LIMIT = "if you trust the file, raise max_pixels (--max-pixels on the command line)"
-# A sequence of frames of the largest size that is read at all: more is a damaged or hostile file.
+# How many times max_pixels all frames together may have: a file with more is damaged or hostile.
 MAX_FULL_FRAMES = 4
 BLACK = (
     "holds nothing but black, or is transparent everywhere; look at it in a viewer, and export it again or leave it out"
 )
 
-# Integers wider than their values are common: those of 8 bits in 16 or 32, and those of 12-bit sensors in 16.
+# Integers wider than their values are common: 8 bits in 16 or 32, and the 12 bits of sensors in 16.
 _USUAL_BITS = (8, 12)
 _DARKEST = 4 / 255  # the noise of JPEG and of a covered lens
 _SPACES = {(b"GRAY", 1): "gray", (b"RGB ", 1): "rgb", (b"RGB ", 3): "rgb"}
 _SRGB = imagecodecs.cms_profile("srgb")
-_NO_CHANGE = 2  # of 255: profiles that all mean sRGB differ in rounding
+_NO_CHANGE = 2  # of 255: sRGB profiles differ in rounding
 
 
 class Refused(Exception):
-    """Why a file that is whole is not read, in words that quote none of its texts."""
+    """Why an intact file is not read; the message quotes no text from it."""
 
     def within(self, part: str) -> "Refused":
-        """The same, of a part of the file, such as "page 2"."""
+        """The same, for a part of the file, such as "page 2"."""
         return Refused(str(self).replace(";", f" ({part});", 1))
 
 
 class Picture(NamedTuple):
     """What a decoder found.
 
-    values: (H, W, C) integers or floats, C 1 for grey, 3 for RGB, 4 for CMYK. bits: where the file states that its
-    integers use fewer than they have; floats have [0, 1]. alpha: (H, W, 1), of the same kind as values; None where all
-    is opaque. profile: ICC. orientation: EXIF, 1 to 8. inverted: whether 0 is white.
+    values: (H, W, C) integers or floats, C 1 for grey, 3 for RGB, 4 for CMYK. bits: how many the integers use, where
+    the file states it; floats are in [0, 1]. alpha: (H, W, 1), of the same kind as values; None where all is
+    opaque. profile: ICC. orientation: EXIF, 1 to 8. inverted: whether 0 is white.
     """
 
     values: np.ndarray
@@ -60,8 +60,8 @@ def check_size(width: int, height: int, max_pixels: int, frames: int = 1) -> Non
 def photograph(picture: Picture) -> np.ndarray:
     """sRGB, upright, transparency on black: (H, W, 3) uint8, or float32 in [0, 1] above 8 bits.
 
-    Integers far below the range that they have are taken for those of fewer bits. Profiles that are unreadable or of
-    another number of colours are ignored. Raises Refused for floats outside [0, 1], and where all is black.
+    Integers far below the range of their type are taken to have fewer bits. Profiles that are unreadable or for
+    another number of channels are ignored. Raises Refused for floats outside [0, 1], and where all is black.
     """
     bits = _stated_bits(picture)
     if bits is not None and bits == _container(picture.values.dtype):
@@ -88,7 +88,7 @@ def _container(dtype: np.dtype[Any]) -> int:
 
 
 def _stated_bits(picture: Picture) -> int | None:
-    """Of the range of the values; those that exceed what the file states prove it wrong. None for floats."""
+    """Bits of the values' range; values above the stated range prove it wrong. None for floats."""
     values, bits = picture.values, picture.bits
     if values.dtype.kind == "f":
         return None
@@ -112,7 +112,7 @@ def _rendered(picture: Picture, bits: int | None, profile: bytes | None) -> np.n
 
 
 def _in_range(values: np.ndarray, bits: int | None) -> np.ndarray:
-    """Integers of so many bits -> uint8 of 0 to 255, or float32 in [0, 1] above 8 bits; floats as float32."""
+    """Integers of that many bits -> uint8 of 0 to 255, or float32 in [0, 1] above 8 bits; floats as float32."""
     if bits is None:
         if not (values.min() >= 0 and values.max() <= 1):  # also false for NaN
             raise Refused(
@@ -134,7 +134,7 @@ def _top(pixels: np.ndarray) -> int:
 
 
 def _to_srgb(colour: np.ndarray, profile: bytes | None) -> np.ndarray:
-    """(H, W, C) -> (H, W, 1 or 3), by the profile, else as it is; CMYK by the light that its inks leave."""
+    """(H, W, C) -> (H, W, 1 or 3), by the profile, else unchanged; CMYK by the light that its inks leave."""
     channels = colour.shape[2]
     space = _SPACES.get((profile[16:20], channels)) if profile else None
     if profile and space and not (space == "rgb" and _is_srgb(profile)):
@@ -160,7 +160,7 @@ def _transformed(colour: np.ndarray, profile: bytes, space: str) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _is_srgb(profile: bytes) -> bool:
-    """Whether a profile of RGB changes none of the colours of a cube; whatever it is called."""
+    """Whether an RGB profile leaves a cube of colours unchanged, whatever its name."""
     steps = np.arange(0, 256, 15, dtype=np.uint8)
     cube = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(len(steps), -1, 3)
     try:

@@ -1,4 +1,4 @@
-"""PNG by libpng, with what its metadata say of colours; damage of the other metadata does no harm."""
+"""PNG by libpng, with the colour information of its metadata; damage to other metadata does no harm."""
 
 import struct
 import zlib
@@ -12,19 +12,19 @@ from .picture import Picture, check_size
 MAGIC = b"\x89PNG\r\n\x1a\n"
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _COLOURS = (b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"sBIT")
-_LARGEST_PROFILE = 16 * 2**20  # of a few KiB that inflate to GiB, no more is inflated
+_LARGEST_PROFILE = 16 * 2**20  # bytes that are inflated at most; a few KiB can hold GiB
 _SRGB_GAMMA = 0.45455
 _SRGB_CHROMATICITIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)  # white, red, green, blue
 
 
 def header(data: bytes, *, whole: bool = True) -> bytes:
-    """The file without its pixels; not whole: nor texts and whatever else says nothing of pixels or orientation."""
+    """The file without its pixels; whole=False also drops what neither pixels nor orientation need, such as texts."""
     kept = (*_PIXELS, b"eXIf")
     return MAGIC + b"".join(chunk for kind, chunk in _chunks(data) if kind != b"IDAT" and (whole or kind in kept))
 
 
 def decode(data: bytes, max_pixels: int, orientation: int) -> Picture:
-    """Raises Refused for more than max_pixels, and imagecodecs.PngError or ValueError where image data are damaged."""
+    """Raises Refused for more than max_pixels, and imagecodecs.PngError or ValueError for damaged image data."""
     width, height = struct.unpack_from(">II", data, 16)
     check_size(width, height, max_pixels)
     chunks = list(_chunks(data))
@@ -33,13 +33,13 @@ def decode(data: bytes, max_pixels: int, orientation: int) -> Picture:
     colours = 1 if pixels.shape[2] < 3 else 3
     alpha = pixels[..., colours:] if pixels.shape[2] > colours else None
     said = {kind: chunk[8:-4] for kind, chunk in chunks if kind in _COLOURS}
-    # Should be shifted to the left; some are not.
+    # Values should be shifted to the upper bits; some are not.
     bits = max(said.get(b"sBIT", b""), default=None) if pixels.dtype == np.uint16 else None
     return Picture(pixels[..., :colours], bits, alpha, _profile(said), orientation)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kinds and whole chunks up to the end of the image, without ancillary ones whose checksums are wrong."""
+    """Kinds and whole chunks up to the end of the image, without ancillary ones with wrong checksums."""
     at, kind = len(MAGIC), b""
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -53,7 +53,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _profile(chunks: dict[bytes, bytes]) -> bytes | None:
-    """The ICC profile of a file, also one made of its gamma and primaries; None for sRGB."""
+    """The ICC profile of a file, or one made from its gamma and primaries; None for sRGB."""
     if b"iCCP" in chunks:
         compressed = chunks[b"iCCP"].partition(b"\0")[2][1:]
         try:

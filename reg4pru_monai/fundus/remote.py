@@ -203,7 +203,7 @@ def _entry(url: str, found: dict[str, Any]) -> Entry:
 def _version(found: dict[str, Any]) -> int:
     for key in (*_TAGS, *_TIMES):
         value = found.get(key)
-        with suppress(ArithmeticError, ValueError, OSError):  # no number, or a year that a clock cannot have
+        with suppress(ArithmeticError, ValueError, OSError):  # not a number, or a year beyond the range of clocks
             if isinstance(value, datetime):
                 return int(value.timestamp() * 1e6) * 1000
             if isinstance(value, int | float):

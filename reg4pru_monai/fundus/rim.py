@@ -13,11 +13,11 @@ WIDEST = 0.05  # of the diameter, which NARROWEST does not exceed in a tiny one
 
 
 def mirror_rim(image: np.ndarray, frame: CanonicalFrame, fov: FieldOfView, rim: float) -> tuple[np.ndarray, np.ndarray]:
-    """Replace the dark rim by what each ray shows at its inner edge, and continue the retina beyond by a mirror image.
+    """Fill the dark rim with what each ray shows at its inner edge, and continue the retina beyond by a mirror image.
 
     At its edge the photograph fades within a few pixels, which looks like a vessel along the edge. Continuing the disc
     against that is from Soares et al. (IEEE TMI 25(9), 2006); they grow the region by means, a mirror keeps vessels.
-    The mirror begins behind the rim: what lies near the edge and parallel to it would be seen twice inside it.
+    The mirror begins behind the rim; within it, what runs parallel to the edge would be seen twice.
 
     image: (C, h, w) float32 at canonical scale, the crop of ``frame``. rim: its width as a share of the diameter; at
     least ``NARROWEST`` pixels of the photograph.

@@ -16,7 +16,7 @@ _COLOURS = tuple(_PHOTOMETRIC[name] for name in ("MINISWHITE", "MINISBLACK", "RG
 
 
 def decode(data: bytes, max_pixels: int) -> Iterator[Picture]:
-    """The pictures of a file, decoded as they are taken. Raises Refused."""
+    """The pictures of a file, decoded one by one. Raises Refused."""
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         check_size(file.pages.first.imagewidth, file.pages.first.imagelength, max_pixels)
         for each in _full_resolution(file):
@@ -25,7 +25,7 @@ def decode(data: bytes, max_pixels: int) -> Iterator[Picture]:
 
 
 def _full_resolution(file: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
-    """tifffile knows pyramids and, from OME, ImageJ and others, which pages belong together."""
+    """Series at full resolution; tifffile knows pyramids, and which pages of OME, ImageJ and others belong together."""
     try:
         series = list(file.series)
     except Exception:  # a photograph with a damaged description is still a photograph
@@ -37,7 +37,7 @@ def _full_resolution(file: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
 
 
 def _channel(axes: str) -> str:
-    """Samples of a page, else channels in pages."""
+    """The axis of colours: samples within a page, else channels in pages."""
     return "S" if "S" in axes else "C"
 
 
@@ -50,7 +50,7 @@ def _arrays(series: tifffile.TiffPageSeries) -> Iterator[tuple[np.ndarray, tifff
     """(H, W, C) arrays, each with the page that describes it."""
     pages, axes = list(series.pages), series.axes
     if None in pages:
-        raise Refused("has channels or frames in other files, which are not read; save it as one file, as RGB")
+        raise Refused("has channels or frames in other files, which are not read; save it as one RGB file")
     if len(pages) == _frames(series):
         for page in (each.aspage() for each in pages if each is not None):
             yield _channels_last(page.asarray(), page.axes)[0], page
@@ -66,7 +66,7 @@ def _channels_last(values: np.ndarray, axes: str) -> np.ndarray:
     channel = _channel(axes)
     if channel not in axes:
         values, axes = values[..., None], axes + channel
-    order = sorted(range(len(axes)), key=lambda at: ("YX" + channel).find(axes[at]))  # those before Y keep their order
+    order = sorted(range(len(axes)), key=lambda at: ("YX" + channel).find(axes[at]))  # other axes stay first
     values = values.transpose(order)
     return values.reshape(-1, *values.shape[-3:])
 
@@ -85,7 +85,7 @@ def _picture(values: np.ndarray, page: tifffile.TiffPage) -> Picture:
         return Picture(entries.astype(np.uint8).T[values[..., 0]], None, None, profile, orientation)
     channels, alpha = values.shape[-1], None
     colours = 4 if page.photometric == _PHOTOMETRIC.SEPARATED else 3 if channels >= 3 else 1
-    # No other further sample hides anything: colours are multiplied by it already, or it is infrared, or nobody knows.
+    # No other extra sample hides anything: colours are multiplied by it already, or it is infrared or unknown.
     if _UNASSOCIATED in page.extrasamples:
         at = channels - len(page.extrasamples) + page.extrasamples.index(_UNASSOCIATED)
         alpha = values[..., at : at + 1]
@@ -97,7 +97,7 @@ def _bits(page: tifffile.TiffPage) -> int:
     bits = page.bitspersample if isinstance(page.bitspersample, int) else max(page.bitspersample)
     highest = _tag(page, "MaxSampleValue")
     if bits > 8 and highest is not None:
-        # Some write what the brightest pixel has, and not what it could have.
+        # Some programs write the value of the brightest pixel, not the highest possible one.
         bits = min(bits, int(np.max(highest)).bit_length())
     return bits
 

@@ -1,4 +1,4 @@
-"""Ground truth: vessel masks as people draw them, and the mistakes by which a file is none."""
+"""Ground truth: vessel masks drawn by people, and checks for files that are not one."""
 
 import os
 from pathlib import Path
@@ -34,7 +34,7 @@ def read_truth(path: str | os.PathLike[str]) -> np.ndarray:
 def check_truth(label: np.ndarray, fov: FieldOfView, name: str, path: Path) -> None:
     """Raise ValueError for a mask without vessels and for one that is mostly vessel: empty, of another eye, inverted.
 
-    label: (H, W) bool. fov: of the photograph; a mask of another size is left to those who compare sizes. name, path:
+    label: (H, W) bool. fov: of the photograph; sizes are compared elsewhere. name, path:
     of the photograph and of the mask, for the message.
     """
     if label.shape != fov.shape:

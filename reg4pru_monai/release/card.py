@@ -323,8 +323,8 @@ def _limitations(facts: Facts) -> str:
 def _commands() -> str:
     return """## Commands
 
-In the folder of the bundle, which `reg4pru bundle` prints, with the Python package `reg4pru-monai` installed. `my_data`
-is a data set, `photos` a folder of photographs.
+Run these in the folder of the bundle, which `reg4pru bundle` prints, with the Python package `reg4pru-monai` installed.
+`my_data` is a data set, `photos` a folder of photographs.
 
 ```bash
 python -m monai.bundle run training --config_file configs/train.yaml --dataset_dir my_data
@@ -334,18 +334,18 @@ python -m monai.bundle run --config_file configs/inference.yaml --dataset_dir ph
 
 Evaluation also works as an overlay, `--config_file "['configs/train.yaml','configs/evaluate.yaml']"`. `reg4pru segment
 photo.jpg` segments photographs without a configuration. Evaluation, inference and `reg4pru segment` use
-`models/model.pt`, unless `--checkpoint` names another. The settings stand in the configuration files, each with a
-comment. How the network works, what the metrics are and all commands: `docs/` in the repository of the package.
+`models/model.pt`, unless `--checkpoint` names another. The settings are in the configuration files, each with a
+comment. The method, the metrics and all commands are described in `docs/` in the repository of the package.
 
 ## Loading and export
 
-`models/model.pt` holds the weights under the key `network` and what they were trained with under `configuration`.
-`reg4pru_monai.load_pipeline()` gives the network with its preprocessing; `monai.bundle.load` gives the content of the
-file.
+`models/model.pt` holds the weights under the key `network` and the settings of their training under
+`configuration`. `reg4pru_monai.load_pipeline()` returns the network with its preprocessing; `monai.bundle.load` returns
+the content of the file.
 
-The network can be traced but not scripted by TorchScript. In the checks of MONAI's model zoo the bundle therefore
-belongs to those that do not support TorchScript (`exclude_verify_torchscript_list`). `reg4pru export` writes a trace,
-ONNX or a program of `torch.export`, compared with the network."""
+TorchScript can trace the network but not script it. In the checks of MONAI's model zoo, the bundle therefore belongs on
+the list of those that do not support TorchScript (`exclude_verify_torchscript_list`). `reg4pru export` writes a trace,
+ONNX or a program of `torch.export`, and compares it with the network."""
 
 
 def _versions(facts: Facts) -> str:

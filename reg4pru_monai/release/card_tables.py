@@ -31,7 +31,7 @@ def interval(metrics: Mapping[str, float | None], name: str) -> str:
 
 
 def main_interval(metrics: Mapping[str, float | None], key: str) -> str:
-    """As :func:`interval`, of the network as it is meant to run."""
+    """As :func:`interval`, for the network as it is meant to run."""
     return interval(metrics, f"{main_variant(metrics)}/{key}")
 
 

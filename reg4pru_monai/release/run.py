@@ -243,7 +243,7 @@ def draw(every: Release, facts: dict[str, Any], bundle: Path) -> None:
 
 
 def _per_image(path: Path) -> list[dict[str, Any]]:
-    """AP and Dice of each photograph, as the network is meant to run: that variant stands first."""
+    """AP and Dice of each photograph, for the variant that is meant to run: it comes first."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     rows = [row for row in rows if row["variant"] == rows[0]["variant"]]

@@ -11,7 +11,7 @@ from ..commands import readable
 
 def sweep(
     experiment: Annotated[
-        Path, typer.Argument(help="Experiment file, or the name of one that ships, such as policies.")
+        Path, typer.Argument(help="Experiment file, or the name of a shipped one, such as policies.")
     ],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[-- --KEY VALUE ...]", help="Settings of all members.")

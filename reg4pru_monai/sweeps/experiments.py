@@ -50,7 +50,7 @@ class Experiment:
 def read_experiment(path: Path) -> Experiment:
     """Read and expand an experiment file. Raises ConfigurationError that names the file, the key and the remedy.
 
-    path: of the file, or the name of one that ships, such as policies.
+    path: the file, or the name of a shipped experiment, such as policies.
     """
     path = _shipped(path)
     content = _read(path)
@@ -106,7 +106,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _shipped(path: Path) -> Path:
-    """The experiment that ships under a bare name, unless a file has it."""
+    """Turn a bare name into the path of the shipped experiment, unless a file has that name."""
     if path.is_file() or path.name != str(path) or path.suffix:
         return path
     found = CONFIGS / "experiments" / f"{path}.yaml"

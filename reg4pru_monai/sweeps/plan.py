@@ -147,9 +147,9 @@ def _reserved_in(value: Any) -> set[str]:
 
 
 def tracking_uris(tracking_uri: str | None, output_dir: Path) -> tuple[str, str | None]:
-    """The store to ask, and the one to write into commands: none where they find it in the environment.
+    """The store to ask, and the one to write into commands: none if they find it in the environment.
 
-    The default is one SQLite file for all experiments in ``output_dir``. A URI with a password is put into the
+    The default is one SQLite file for all experiments in ``output_dir``. A URI with a password goes into the
     environment, because commands are printed and logged.
     """
     uri = resolve_uri(tracking_uri, output_dir)
