@@ -2,13 +2,13 @@
 
 reg4pru sweep configs/experiments/cameras.yaml --dataset-dir ../shared/data/CHASE_DB1     # and the same with HRF
 python docs/measure/cameras.py runs/cameras --data ../shared/data/CHASE_DB1 ../shared/data/HRF \
-    --strangers ../shared/data/AVRDB [--limit 10] [--kept runs/cameras.json]
+    --strangers ../shared/data/AVRDB [--limit 10] [--kept runs/cameras.json] [--diameter 683]
 
 Each training below the folders, or checkpoint in a bundle, is tested on the training part of every --data that it did
 not see, on all of --strangers, and on phantoms whose look is unlike those of training. Pixels of a camera are pooled.
 *worth*: AP minus AP with the blocks that pruning touches replaced by the identity. *own*: Dice at the threshold chosen
 on the camera of training. *s*: from file to probability, beside whatever else runs. What was measured is kept in
---kept by weights and photographs: give another file after a change to the code.
+--kept by weights and photographs: give another file after a change to the code. --diameter: another than in training.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from reg4pru_monai.fundus.fov import FieldOfView
 from reg4pru_monai.fundus.io import read_mask
 from reg4pru_monai.fundus.phantom import write_phantoms
 from reg4pru_monai.histograms import DEFAULT_BINS, average_precision_from_histogram, score_histogram
-from reg4pru_monai.inference import Pipeline, load_pipeline
+from reg4pru_monai.inference import Pipeline, load_pipeline, trained
 from reg4pru_monai.mask_metrics import CALIBRATION_BINS, compute_calibration_bins, compute_ece
 from reg4pru_monai.networks import UNetSegmenter
 from reg4pru_monai.presets import stage_plan
@@ -43,6 +43,7 @@ from reg4pru_monai.release.sources import part_of, select
 from reg4pru_monai.released import sha256
 from reg4pru_monai.reproduce.trainings import find_runs
 from reg4pru_monai.segmenter import Segmenter
+from reg4pru_monai.transforms import preprocessing
 
 Photographs = Sequence[dict[str, str]]
 COLUMNS = ("ap", "worth", "own", "threshold", "best", "at", "ece", "s", "gflops")
@@ -142,7 +143,18 @@ def measured(pipeline: Pipeline, photographs: Photographs, threshold: float, tit
     }
 
 
-def tested(subject: Subject, cameras: Mapping[str, Photographs], kept: Path) -> dict[str, dict[str, float | None]]:
+def loaded(checkpoint: Path, diameter: float | None) -> Pipeline:
+    """The network of a checkpoint, with photographs at another diameter than in training where one is given."""
+    pipeline = load_pipeline(checkpoint, device="cpu")
+    if diameter:
+        own = {key: trained(str(checkpoint))[key] for key in ("normalization", "rim", "by_angle")}
+        pipeline.preprocessing = preprocessing(diameter, with_label=False, **own)
+    return pipeline
+
+
+def tested(
+    subject: Subject, cameras: Mapping[str, Photographs], kept: Path, diameter: float | None
+) -> dict[str, dict[str, float | None]]:
     """COLUMNS on each camera that the training did not see; what is kept is not measured again."""
     known = json.loads(kept.read_text()) if kept.is_file() else {}
     weights, pipeline, threshold = sha256(subject.checkpoint)[:16], None, 0.0
@@ -150,10 +162,10 @@ def tested(subject: Subject, cameras: Mapping[str, Photographs], kept: Path) -> 
     for camera, photographs in cameras.items():
         if camera in subject.seen:
             continue
-        key = f"{weights} {camera} {len(photographs)}"
+        key = f"{weights} {camera} {len(photographs)} {diameter or ''}".rstrip()
         if key not in known:
             if pipeline is None:
-                pipeline = load_pipeline(subject.checkpoint, device="cpu")
+                pipeline = loaded(subject.checkpoint, diameter)
                 chosen = choose_threshold(pipeline, subject.held_out)["value"] if subject.held_out else None
                 threshold = chosen or pipeline.threshold
             known[key] = measured(pipeline, photographs, threshold, f"{subject.name} on {camera}")
@@ -184,6 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--strangers", nargs="+", default=[], help="data sets that nothing is trained on")
     parser.add_argument("--limit", type=int, default=10, help="photographs of each camera")
     parser.add_argument("--phantoms", type=int, nargs=2, default=(8, 768), help="their number, and their side in px")
+    parser.add_argument("--diameter", type=float, help="px of a field of view of 45 degrees")
     parser.add_argument("--kept", type=Path, default=Path("runs/cameras.json"))
     chosen = parser.parse_args(arguments)
     phantoms = strange_phantoms(chosen.kept.parent / "strange", *chosen.phantoms)
@@ -193,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     print("| weights | tested on | AP | worth | Dice, own | at | best | at | ECE | s | GFLOPs |\n" + "|---" * 11 + "|")
     members: dict[str, list[dict[str, float | None]]] = {}
     for subject in subjects(chosen.runs):
-        rows = tested(subject, cameras, chosen.kept)
+        rows = tested(subject, cameras, chosen.kept, chosen.diameter)
         for camera, values in rows.items():
             print(line(subject.name, camera, values), flush=True)
         members.setdefault(subject.name.partition(",")[0], []).extend(rows.values())
