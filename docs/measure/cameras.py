@@ -29,8 +29,8 @@ from reg4pru_monai.evaluation import predict
 from reg4pru_monai.files import replacing
 from reg4pru_monai.fundus.datasets import find_samples, folders_of
 from reg4pru_monai.fundus.fov import FieldOfView
-from reg4pru_monai.fundus.io import read_mask
-from reg4pru_monai.fundus.phantom import write_phantoms
+from reg4pru_monai.fundus.io import read_mask, write_mask
+from reg4pru_monai.fundus.phantom import make_phantom
 from reg4pru_monai.histograms import DEFAULT_BINS, average_precision_from_histogram, score_histogram
 from reg4pru_monai.inference import Pipeline, load_pipeline, trained
 from reg4pru_monai.mask_metrics import CALIBRATION_BINS, compute_calibration_bins, compute_ece
@@ -47,8 +47,18 @@ from reg4pru_monai.transforms import preprocessing
 
 Photographs = Sequence[dict[str, str]]
 COLUMNS = ("ap", "worth", "own", "threshold", "best", "at", "ece", "s", "gflops")
-# Of a phantom each: how its photograph differs from those of training.
-LOOKS = (("blur", "colour"), ("noise", "darkness"), ("blur", "jpeg"), ("colour", "noise"))
+# Of a phantom each: its frame, and what else its photograph has that those of training have not.
+LOOKS = (
+    ("cut_top_bottom", ("blur", "colour")),
+    ("grey_background", ("noise",)),
+    ("dark_green_noisy", ("blur", "jpeg")),
+    ("cut_four_sides", ("colour", "noise")),
+    ("red_free", ("blur",)),
+    ("notch_square", ("darkness", "noise")),
+    ("soft_edge", ("colour", "jpeg")),
+    ("letterbox", ("blur", "noise")),
+)
+FIRST_PHANTOM = 900_000_000  # a seed far from those of training
 THRESHOLDS = np.round(np.arange(0.01, 0.991, 0.01), 2)
 
 
@@ -77,16 +87,21 @@ def subjects(paths: Sequence[Path]) -> Iterator[Subject]:
 
 
 def strange_phantoms(folder: Path, count: int, size: int) -> Path:
-    """A data set of phantoms, photographed in ways that no training shows them. Made once."""
-    plain = write_phantoms(folder / f"plain-{count}-{size}", train=2, test=count, size=size, seed=1)
-    made, change = folder / f"phantoms-{count}-{size}", {each.name: each.image for each in DEGRADATIONS}
-    for number, entry in enumerate(entries(plain, "test")):
-        pixels = np.asarray(Image.open(entry["image"]))
-        for name in LOOKS[number % len(LOOKS)]:
-            pixels = change[name](pixels, size)
-        for part, picture in (("images", Image.fromarray(pixels)), ("masks", Image.open(entry["label"]))):
-            (made / part).mkdir(parents=True, exist_ok=True)
-            picture.save(made / part / f"{entry['name']}.png")
+    """A data set of up to as many phantoms as LOOKS, photographed in ways that no training shows them. Made once."""
+    made, change = folder / f"strange-{count}-{size}", {each.name: each.image for each in DEGRADATIONS}
+    for number, (frame, looks) in enumerate(LOOKS[:count]):
+        image, mask = (made / part / f"{frame}.png" for part in ("images", "masks"))
+        if image.is_file():
+            continue
+        phantom = make_phantom(size, FIRST_PHANTOM + number, frame)
+        pixels = phantom.image
+        for look in looks:
+            pixels = change[look](pixels, phantom.diameter or size)
+        for path in (mask, image):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_mask(mask, phantom.mask)
+        with replacing(image) as beside:
+            Image.fromarray(pixels).save(beside, format="PNG")
     return made
 
 
@@ -199,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--diameter", type=float, help="px of a field of view of 45 degrees")
     parser.add_argument("--kept", type=Path, default=Path("runs/cameras.json"))
     chosen = parser.parse_args(arguments)
-    phantoms = strange_phantoms(chosen.kept.parent / "strange", *chosen.phantoms)
+    phantoms = strange_phantoms(chosen.kept.parent, *chosen.phantoms)
     parts = [(folder, "train") for folder in chosen.data]
     parts += [(folder, "all") for folder in [*chosen.strangers, phantoms]]
     cameras = {find_samples(folder).name: select(entries(folder, part, 0.0), chosen.limit) for folder, part in parts}
