@@ -1,15 +1,18 @@
 # make demo: train, evaluate and segment on generated photographs.   make test: lint, types, tests.
 # make reproduce: what pruning costs and what Reg4Pru brings back (docs/reproduce.md); FAST=1: minutes, on phantoms.
+# make cameras: trainings on one camera each, tested on those that they have not seen (docs/experiments.md).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BUNDLE := bundles/fundus_vessel_segmentation
 DEMO := runs/demo
 CHASE_DB1 ?= ../shared/data/CHASE_DB1
+HRF ?= ../shared/data/HRF
+STRANGERS ?= ../shared/data/AVRDB
 # One thread per core beats the default where the container may use fewer cores than the machine has.
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo reproduce test lint clean
+.PHONY: demo reproduce cameras test lint clean
 
 # Reinstalled only when the requirements change.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -41,6 +44,11 @@ endif
 reproduce: $(VENV)/.installed
 	$(BIN)/reg4pru sweep configs/experiments/reproduce.yaml --jobs 2 $(ASKED)
 	$(BIN)/reg4pru reproduce $(RUNS)/reproduce
+
+cameras: $(VENV)/.installed
+	$(BIN)/reg4pru sweep configs/experiments/cameras.yaml --dataset-dir $(CHASE_DB1)
+	$(BIN)/reg4pru sweep configs/experiments/cameras.yaml --dataset-dir $(HRF)
+	$(BIN)/python docs/measure/cameras.py runs/cameras --data $(CHASE_DB1) $(HRF) --strangers $(STRANGERS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -82,13 +82,19 @@ class Cost(NamedTuple):
 
 def network_cost(network: Segmenter, trace: Trace) -> Cost:
     """What a forward pass costs, from the lengths in its trace and the shapes of the weights."""
-    rows, columns = trace.grid
     return Cost(
-        2 * rows * columns * network.patch_embed.proj.weight.numel(),
+        embedding_cost(network.patch_embed, trace.grid),
         sum(block_cost(block, n) for block, n in zip(network.encoder.blocks, trace.lengths, strict=True)),
         selector_cost(network.encoder.policy, trace),
         decoder_cost(network.decoder, trace.grid, network.patch_embed.patch),
     )
+
+
+def embedding_cost(embedding: nn.Module, grid: tuple[int, int]) -> int:
+    """Operations that make the tokens of a grid (h, w): each convolution before the last sees four times the pixels."""
+    convolutions = [m for m in embedding.modules() if isinstance(m, nn.Conv2d)]
+    *stem, last = (2 * grid[0] * grid[1] * m.weight.numel() for m in convolutions)
+    return last + sum(cost * 4**level for level, cost in enumerate(reversed(stem)))
 
 
 def block_cost(block: nn.Module, count: int) -> int:

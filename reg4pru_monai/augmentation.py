@@ -25,10 +25,11 @@ from monai.transforms import (
     SpatialPadd,
 )
 from PIL import Image
+from scipy import ndimage
 
 from .windows import plain
 
-AUGMENTATIONS = ("plain", "cameras")
+AUGMENTATIONS = ("plain", "cameras", "strangers")
 Keys = tuple[str, str, str]
 KEYS: Keys = ("image", "label", "fov")
 
@@ -38,7 +39,7 @@ def augmentation(crop_size: int, kind: str = "cameras", soft_label: bool = False
 
     plain: turned, flipped, scaled by a fifth, recoloured, blurred, noisy. cameras: also what other cameras differ in:
     angle of view (0.65 to 1.5 times the scale), resolution, sharpening, colours down to none, sensor noise, JPEG
-    compression.
+    compression. strangers: also out of focus, up to the width of a wide vessel.
     soft_label: interpolate the label, coverage in [0, 1], instead of taking the nearest value.
 
     Returns tensors (C, crop_size, crop_size) under the keys. The crop is taken larger and cut after turning, so that
@@ -49,7 +50,7 @@ def augmentation(crop_size: int, kind: str = "cameras", soft_label: bool = False
     if kind not in AUGMENTATIONS:
         raise ValueError(f"augmentation must be one of {', '.join(AUGMENTATIONS)}, got {kind!r}")
     modes = ("bilinear", "bilinear" if soft_label else "nearest", "nearest")
-    cameras = kind == "cameras"
+    cameras = kind != "plain"
     larger = int(np.ceil(crop_size * (1.8 if cameras else 1.5)))
     return Compose(
         [
@@ -66,6 +67,7 @@ def augmentation(crop_size: int, kind: str = "cameras", soft_label: bool = False
                 padding_mode="zeros",
             ),
             RandFlipd(keys, prob=0.5, spatial_axis=0),
+            *([RandDefocusd(keys[0], prob=0.4)] * (kind == "strangers")),
             *(_cameras(keys[0]) if cameras else ()),
             RandScaleIntensityd(keys[0], factors=0.3, prob=0.8, channel_wise=True),
             RandShiftIntensityd(keys[0], offsets=0.3, prob=0.5, channel_wise=True),
@@ -122,6 +124,22 @@ class RandChannelMixd(_RandImaged):
         weights = torch.as_tensor(self.R.dirichlet(np.ones(len(image))), dtype=image.dtype)
         grey = torch.einsum("c,chw->hw", weights, image)
         return torch.lerp(image, grey.expand_as(image), float(self.R.uniform()))
+
+
+class RandDefocusd(_RandImaged):
+    """Put the photograph out of focus by a Gaussian of 0.5 to 4 px, whose width at half height is up to 9 px.
+
+    Each channel keeps its deviation: normalisation divides by that of the blurred photograph.
+    """
+
+    def changed(self, image: torch.Tensor) -> torch.Tensor:
+        """(C, H, W) float32 -> the same shape."""
+        sigma = self.R.uniform(0.5, 4)
+        pixels = image.numpy()
+        blurred = ndimage.gaussian_filter(pixels, (0, sigma, sigma))
+        mean = blurred.mean((1, 2), keepdims=True)
+        gain = pixels.std((1, 2), keepdims=True) / np.maximum(blurred.std((1, 2), keepdims=True), 1e-3)
+        return torch.from_numpy(mean + gain * (blurred - mean))
 
 
 class RandSensorNoised(_RandImaged):

@@ -5,6 +5,7 @@ Parameter names are timm's, so that public DINOv2 and DINOv3 backbones load (see
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -177,6 +178,33 @@ class PatchEmbedding(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """image: (B, 3, H, W), sides divisible by the patch size. Returns (B, h*w, D), raster order."""
         return self.proj(image).flatten(2).transpose(1, 2)
+
+
+class ConvolutionalEmbedding(nn.Module):
+    """Tokens from convolutions that halve the side until a patch is one pixel (Xiao et al., NeurIPS 2021).
+
+    width: channels behind the first one, doubled by each.
+    """
+
+    def __init__(self, patch: int, dim: int, width: int):
+        super().__init__()
+        self.patch = patch
+        widths = [3, *(width * 2**i for i in range(patch.bit_length() - 1))]
+        self.stem = nn.Sequential(*(convolution(a, b, stride=2) for a, b in pairwise(widths)))
+        self.proj = nn.Conv2d(widths[-1], dim, kernel_size=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: (B, 3, H, W), sides divisible by the patch size. Returns (B, h*w, D), raster order."""
+        return self.proj(self.stem(image)).flatten(2).transpose(1, 2)
+
+
+def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """3x3 convolution, batch norm, ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
 
 
 def grid_positions(height: int, width: int, device: torch.device) -> Tensor:

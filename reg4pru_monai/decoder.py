@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import processes
+from .blocks import convolution
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -70,15 +71,6 @@ class EomtDecoder(nn.Module):
         done = min(max((progress - number * part) / part, 0.0), 1.0)
         found = F.interpolate(logits.detach(), size=grid, mode="bilinear", align_corners=False).flatten(2) > 0
         return found | (processes.uniform(logits.shape[0], 1, 1, device=logits.device) >= (1.0 - done) ** 0.9)
-
-
-def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    """3x3 convolution, batch norm, ReLU."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
 
 
 def convolutions(inputs: int, outputs: int, count: int, stride: int = 1) -> nn.Sequential:

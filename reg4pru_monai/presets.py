@@ -14,7 +14,8 @@ class Preset:
     position_grid: side of a learned table of absolute positions (DINOv2); None for rotary positions.
     norm_eps: of every LayerNorm of the backbone.
     coordinate_scale: see Encoder. mask_stride: pixels per logit of the eomt decoder. skip_width, skip_count: channels
-    at full resolution of the skip decoder, and its convolutions there.
+    at full resolution of the skip decoder, and its convolutions there. stem_width: channels of the first convolution
+    that makes tokens; 0: a linear map of each patch.
     """
 
     patch: int
@@ -30,6 +31,7 @@ class Preset:
     mask_stride: int = 4
     skip_width: int = 16
     skip_count: int = 1
+    stem_width: int = 0
     norm_eps: float = 1e-5
 
 
@@ -41,6 +43,7 @@ PRESETS: dict[str, Preset] = {
     "tiny_4": replace(_TINY, depth=4),
     "tiny_12": replace(_TINY, depth=12),
     "tiny_stem": replace(_TINY, skip_count=2),  # docs/decisions/0016-skip-stem.md
+    "tiny_early": replace(_TINY, skip_width=8, stem_width=16),  # tokens see more, the decoder less
     # timm vit_{small,base}_patch16_dinov3
     "small": Preset(16, 384, 12, 6),
     "base": Preset(16, 768, 12, 12),

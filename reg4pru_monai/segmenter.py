@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import processes
-from .blocks import Block, PatchEmbedding, grid_positions
+from .blocks import Block, ConvolutionalEmbedding, PatchEmbedding, grid_positions
 from .decoder import EomtDecoder, SkipDecoder
 from .encoder import Encoded, Encoder
 from .policies import Policy, Soft, Step, Trace, build_policy
@@ -27,7 +27,7 @@ class Segmenter(nn.Module):
 
     def __init__(
         self,
-        patch_embed: PatchEmbedding,
+        patch_embed: PatchEmbedding | ConvolutionalEmbedding,
         encoder: Encoder,
         decoder: EomtDecoder | SkipDecoder,
         dim: int,
@@ -230,7 +230,7 @@ def build_segmenter(
         coordinate_scale=p.coordinate_scale,
     )
     return Segmenter(
-        PatchEmbedding(p.patch, p.dim),
+        ConvolutionalEmbedding(p.patch, p.dim, p.stem_width) if p.stem_width else PatchEmbedding(p.patch, p.dim),
         encoder,
         _build_decoder(decoder, p, masked_attention),
         p.dim,

@@ -1,12 +1,13 @@
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from networks import disc, small_network
+from networks import SMALL, disc, small_network
 from reg4pru_monai.accounting import (
     Speed,
     block_cost,
@@ -60,6 +61,13 @@ def test_the_cost_of_other_schedules(options: dict[str, Any]) -> None:
     with torch.no_grad():
         trace = network.forward_with_trace(image)[1]
     assert len(trace.stages) == (1 if options["stages"] == "jump1" else 7)
+    assert network_cost(network, trace).total == count_flops(lambda: network(image))
+
+
+def test_the_cost_of_tokens_from_convolutions() -> None:
+    network, image = small_network("dense", preset=replace(SMALL, stem_width=4)).eval(), torch.randn(1, 3, 36, 50)
+    with torch.no_grad():
+        trace = network.forward_with_trace(image)[1]
     assert network_cost(network, trace).total == count_flops(lambda: network(image))
 
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from reg4pru_monai.augmentation import AUGMENTATIONS, RandChannelMixd, RandJpegd, RandSensorNoised, augmentation
+from reg4pru_monai.augmentation import (
+    AUGMENTATIONS,
+    RandChannelMixd,
+    RandDefocusd,
+    RandJpegd,
+    RandSensorNoised,
+    augmentation,
+)
 
 
 def pattern(rows: int, columns: int) -> dict[str, torch.Tensor]:
@@ -43,7 +50,7 @@ def test_augmentation_refuses_a_crop_of_nothing() -> None:
 
 
 def test_augmentation_names_the_kinds() -> None:
-    with pytest.raises(ValueError, match="augmentation must be one of plain, cameras, got 'strong'"):
+    with pytest.raises(ValueError, match="augmentation must be one of plain, cameras, strangers, got 'strong'"):
         augmentation(48, "strong")
 
 
@@ -95,6 +102,23 @@ def test_sensor_noise_differs_by_channel_and_is_as_coarse_as_enlarged_pixels() -
     assert ((every.amax(1) / every.amin(1)).median()) > 1.2
     assert min(neighbours) < 0.2  # white
     assert max(neighbours) > 0.7  # enlarged
+
+
+def test_out_of_focus_edges_are_gone_and_the_deviation_is_not() -> None:
+    defocus = RandDefocusd(prob=1.0).set_random_state(0)
+    image = (
+        torch.randn(3, 96, 96, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1.0, 2.0, 4.0])[:, None, None]
+    )
+    image[:, :, 48:] += 3
+    steps = []
+    for _ in range(20):
+        changed = defocus({"image": image})["image"].as_tensor()
+        torch.testing.assert_close(changed.std(dim=(1, 2)), image.std(dim=(1, 2)), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(changed.mean(dim=(1, 2)), image.mean(dim=(1, 2)), rtol=0.02, atol=0.02)
+        steps.append(float((changed[0, :, 1:] - changed[0, :, :-1]).square().mean()))
+    assert max(steps) < 1  # of 2 in white noise
+    assert max(steps) > 5 * min(steps)
 
 
 def test_what_has_no_chance_changes_nothing() -> None:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,16 +15,24 @@ from torch import Tensor
 from conftest import ROOT
 from networks import disc, small_network, write_checkpoint
 from reg4pru_monai.accounting import count_flops, peak_memory
+from reg4pru_monai.bundle import entries
 from reg4pru_monai.encoder import Encoded
+from reg4pru_monai.fundus.datasets import find_samples
+from reg4pru_monai.fundus.io import read_image, read_mask
 from reg4pru_monai.fundus.phantom import make_phantom, write_phantoms
+from reg4pru_monai.inference import load_pipeline
 from reg4pru_monai.losses import segmentation_loss
 from reg4pru_monai.plots import save_picture
 from reg4pru_monai.policies import POLICIES, StageTrace
 from reg4pru_monai.release.degradations import DEGRADATIONS
 from reg4pru_monai.released import CHECKPOINT
+from reg4pru_monai.reproduce.evaluate import evaluate_variants
 from reg4pru_monai.segmenter import Segmenter, build_segmenter
+from reg4pru_monai.sweeps.experiments import read_experiment
 from reg4pru_monai.tokens import Route
+from runs import TINY, run
 
+CAMERAS = read_experiment(ROOT / "configs" / "experiments" / "cameras.yaml")
 THREADS = str(torch.get_num_threads())  # left as they are
 
 
@@ -331,3 +340,99 @@ def test_the_calculated_memory_of_a_training_step_is_what_the_allocator_counts()
 def test_the_table_of_training_memory(capsys: pytest.CaptureFixture[str]) -> None:
     script("training_memory").main(["--preset", "tiny", "--size", "64", "--decoders", "skip", "--policies", "dense"])
     assert re.search(r"^\| skip, dense, batch 1 \| 0\.0 \| \d\.\d \| \d\.\d \|$", capsys.readouterr().out, re.MULTILINE)
+
+
+# --- cameras.py ---
+
+
+@pytest.fixture(scope="module")
+def trained(phantom_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep with one training, as long and validated as the experiment says, but two steps for 616."""
+    folder, own = tmp_path_factory.mktemp("cameras"), CAMERAS.shared.settings
+    settings = {**TINY, **{key: own[key] for key in ("max_epochs", "val_interval", "test_entries")}}
+    settings |= {"max_epochs": own["max_epochs"].replace("616", "2"), "policy": "dense"}
+    run("train", **settings, dataset_dir=str(phantom_set), output_dir=str(folder / "small-seed42-0123abcd"))
+    return folder
+
+
+def test_cameras_trains_as_many_steps_on_any_data_set_and_tests_no_test_subject(
+    trained: Path, phantom_set: Path
+) -> None:
+    state = torch.load(trained / "small-seed42-0123abcd" / "checkpoints" / "last.pt", weights_only=True)
+    assert state["ema_updates"] == 2
+    table = (trained / "small-seed42-0123abcd" / "per_image.csv").read_text().splitlines()
+    names = {line.split(",")[0] for line in table[1:]}
+    assert names == {each["name"] for each in entries(phantom_set, "validation")}
+
+
+def test_a_training_is_tested_on_all_cameras_but_its_own(
+    trained: Path,
+    phantom_set: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cameras = script("cameras")
+    other = write_phantoms(tmp_path / "other", train=3, test=1, size=112, seed=9)
+    words = [str(trained), "--data", str(phantom_set), str(other), "--phantoms", "2", "112", "--limit", "3"]
+    words += ["--kept", str(tmp_path / "kept.json")]
+    cameras.main(words)
+    first = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in first.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [
+        ["small-seed42, phantoms", "other"],
+        ["small-seed42, phantoms", "strange-2-112"],
+        ["**small-seed42**", "mean of 2"],
+    ]
+    values = np.array([[float(cell) for cell in row[2:]] for row in rows])
+    np.testing.assert_allclose(values[2], values[:2].mean(0), atol=0.5)
+    np.testing.assert_allclose(values[2, :6], values[:2, :6].mean(0), atol=0.006)
+    own, best, ece, seconds = values[0, [2, 4, 6, 7]]
+    pipeline = load_pipeline(trained / "small-seed42-0123abcd" / "checkpoints" / "best.pt", device="cpu")
+    variants = {"as it is": pipeline.network, "bare": cameras.without_pruned_blocks(pipeline.network)}
+    found = evaluate_variants(pipeline, variants, entries(other, "train", 0.0))
+    aps = [found[name]["ap"] for name in variants]
+    assert values[0, :2] == pytest.approx([aps[0], aps[0] - aps[1]], abs=1e-4)
+    assert aps[0] != aps[1]
+    assert 0 < own <= best < 1
+    assert 0 < ece < 1
+    assert 0 < seconds < 60
+    monkeypatch.setattr(cameras, "measured", None)  # all of it is kept
+    cameras.main(words)
+    assert capsys.readouterr().out == first
+
+
+def test_weights_that_ship_have_seen_what_their_facts_say() -> None:
+    (found,) = script("cameras").subjects([CHECKPOINT])
+    assert found.seen == ("CHASE_DB1", "HRF")
+
+
+def test_the_worth_of_the_pruned_blocks_is_that_of_those_between_the_first_stage_and_reactivation() -> None:
+    """Blocks whose layer scales are zero are the identity, too."""
+    cameras, image, fov = script("cameras"), torch.randn(1, 3, 48, 64), disc((48, 64), (24, 32), 24)
+    for policy in ("dense", "reg4pru"):
+        network = small_network(policy).eval()
+        with torch.no_grad():
+            whole, bare = network(image, fov), cameras.without_pruned_blocks(network)(image, fov)
+            assert (whole - bare).abs().max() > 1e-3
+            for block in network.encoder.blocks[1:7]:
+                block.gamma_1.zero_(), block.gamma_2.zero_()
+            torch.testing.assert_close(network(image, fov), bare)
+
+
+def test_strange_phantoms_are_those_of_the_generator_in_another_look(tmp_path: Path) -> None:
+    cameras = script("cameras")
+    found = {each.name: each for each in find_samples(cameras.strange_phantoms(tmp_path, 2, 112)).samples}
+    assert found.keys() == {"cut_top_bottom", "grey_background"}
+    for number, (frame, _) in enumerate(cameras.LOOKS[:2]):
+        phantom, image, mask = (
+            make_phantom(112, cameras.FIRST_PHANTOM + number, frame),
+            found[frame].image,
+            found[frame].label,
+        )
+        assert mask is not None
+        assert np.array_equal(read_mask(mask), phantom.mask)
+        assert np.abs(read_image(image).astype(float) - phantom.image).mean() > 2
+    before = image.stat()
+    cameras.strange_phantoms(tmp_path, 2, 112)
+    assert image.stat() == before

@@ -289,7 +289,10 @@ def test_options_reach_their_place() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"preset": "huge"}, "preset must be one of tiny, tiny_4, tiny_12, tiny_stem, small, base.* got 'huge'"),
+        (
+            {"preset": "huge"},
+            "preset must be one of tiny, tiny_4, tiny_12, tiny_stem, tiny_early, small, base.* got 'huge'",
+        ),
         ({"policy": "tome"}, "policy must be one of .* got 'tome'"),
         ({"decoder": "unet"}, "decoder must be one of eomt, skip, got 'unet'"),
         ({"keep_rate": 0.0}, r"keep_rate must be in \(0, 1\], got 0.0"),
