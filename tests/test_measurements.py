@@ -59,7 +59,9 @@ def eye(request: pytest.FixtureRequest) -> Phantom:
 
 @pytest.fixture(scope="module")
 def phantom(eye: Phantom) -> tuple[np.ndarray, FieldOfView]:
-    return eye.mask, detect_fov(eye.image)
+    rows, cols = np.flatnonzero(eye.fov.any(axis=1)), np.flatnonzero(eye.fov.any(axis=0))
+    box = (int(rows[0]), int(cols[0]), int(rows[-1]) + 1, int(cols[-1]) + 1)
+    return eye.mask, FieldOfView(eye.fov.shape, eye.center, eye.diameter, box, 1.0, False)
 
 
 # --- shapes with known answers ---------------------------------------------------------------------------------------
