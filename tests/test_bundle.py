@@ -328,7 +328,9 @@ def test_the_model_zoo_would_take_the_bundle() -> None:
     for name in ("LICENSE", "configs/metadata.json", "configs/inference.yaml", "models/model.pt"):
         assert (BUNDLE / name).stat().st_size > 0
     card = (BUNDLE / "docs" / "README.md").read_text(encoding="utf-8")
-    assert re.search(r"TorchScript can trace the network but not script it.*exclude_verify_torchscript_list", card, re.DOTALL)
+    assert re.search(
+        r"TorchScript can trace the network but not script it.*exclude_verify_torchscript_list", card, re.DOTALL
+    )
     targets = [each for each in re.findall(r"\]\(([^)\s]+)\)", card) if not each.startswith("https://")]
     assert targets
     for target in targets:
