@@ -61,6 +61,40 @@ def test_two_eyes_in_one_frame_are_refused(framed, size: int, tmp_path: Path) ->
         detect_fov(framed("two_eyes", size).image)
 
 
+def test_two_eyes_are_refused_however_they_lie(framed) -> None:
+    """One of unequal brightness that touches the other, and one in each of two black panels on white."""
+    picture = framed("disc", 400)
+    rows, cols = (np.flatnonzero(picture.fov.any(axis=axis)) for axis in (1, 0))
+    eye = picture.image[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+    touching = np.pad(np.hstack([eye, eye // 2]), ((10, 10), (10, 10), (0, 0)))
+    panel = np.pad(picture.image, ((0, 0), (0, 20), (0, 0)), constant_values=255)
+    panels = np.pad(np.hstack([panel, panel]), ((40, 40), (60, 40), (0, 0)), constant_values=255)
+    for image in (touching, panels, panels.transpose(1, 0, 2)):
+        with pytest.raises(TwoDiscsError, match="two discs"):
+            detect_fov(image)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.05, 0.15])
+@pytest.mark.parametrize("shadow", ["around", "half", "crescent"])
+@pytest.mark.parametrize("brightness", [0.5, 1.0])
+def test_the_end_of_a_shadow_is_no_edge(framed, shadow: str, brightness: float, floor: float) -> None:
+    """A field of view that ends where a shadow begins is never taken without doubt."""
+    picture = framed("disc", 1000)
+    rows, cols = (np.arange(side) - middle for side, middle in zip(picture.fov.shape, picture.center, strict=True))
+    down, right = 2 * rows[:, None] / picture.diameter, 2 * cols[None, :] / picture.diameter
+    light = {
+        "around": np.maximum(1 - np.hypot(down, right) ** 4, 0),
+        "half": 1 / (1 + np.exp((right + 0.3 * down) / 0.06)),
+        "crescent": 1 / (1 + np.exp((right + 0.3 * down - 0.6) / 0.04)),
+    }[shadow]
+    shaded = picture.image * (brightness * (floor + (1 - floor) * light))[..., None]
+    fov = detect_fov(shaded.astype(np.uint8))
+    if fov.doubtful:
+        assert fov.full_frame or fov.confidence < 0.8
+    else:
+        assert_found(fov, picture)
+
+
 def test_a_straight_cut_is_found_to_half_a_pixel(framed) -> None:
     """Also where it is turned: the line of the truth against that of the edge."""
     for kind in ("cut_top_bottom", "cut_rotated"):

@@ -8,6 +8,7 @@
    fit the outline again.
 """
 
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ _WORKING_SIDE = 320  # of the small copy; px below are its pixels
 _LEVELS = (0.08, 0.14, 0.24, 0.38, 0.55)
 _PLAIN = 0.04  # deviation of a border that has one colour
 _SMALLEST = 0.01  # of the frame: smaller regions are text or dust
+_SAME = 0.01  # of a region: another that differs by less has its outline
 _SECOND = 0.25  # of the largest region: one as large may be another eye
 _MARGIN = 3  # px; an edge nearer to the frame is where the frame cuts the disc
 _TOLERANCE = 1.5  # px between a circle and the edge of a region
@@ -46,6 +48,8 @@ _MIN_RADIUS = 8  # px
 _MIN_ARC = 0.06  # share of the whole circle that must be seen
 _MIN_CONFIDENCE = 0.7
 _SURE = 0.96
+_TWO = 0.86  # of two discs in one photograph
+_NO_DISC = 0.4  # confidence at full resolution: less of a sharp edge is no disc; in between it is doubtful
 _CONTRAST = 0.5  # the step at the edge, as a share of the difference between disc and background
 _REACH = 3.0  # px on each side of the coarse edge, where the fine one is sought
 _SAMPLES = 31
@@ -134,20 +138,52 @@ def _small_copy(image: np.ndarray) -> _Copy:
     return _Copy(pixels / 255 if image.dtype == np.uint8 else pixels, max(height / size[1], width / size[0]), skip)
 
 
+class _Candidates:
+    """The outlines of regions; regions that are nearly the same are fitted once."""
+
+    def __init__(self, copy: _Copy) -> None:
+        self._copy = copy
+        self._seen: list[tuple[np.ndarray, _Candidate | None]] = []
+
+    def among(self, regions: list[np.ndarray]) -> list[_Candidate]:
+        return [disc for disc in map(self._of, regions) if disc is not None]
+
+    def _of(self, region: np.ndarray) -> _Candidate | None:
+        for other, disc in self._seen:
+            if np.count_nonzero(region ^ other) < _SAME * np.count_nonzero(other):
+                return disc
+        disc = _candidate(self._copy, region)
+        self._seen.append((region, disc))
+        return disc
+
+
 def _best(copy: _Copy) -> _Candidate | None:
-    """The region that looks most like a field of view; at a tie, the first map and the lowest level."""
+    """The region that looks most like a field of view; at a tie, the first map and the lowest level.
+
+    Raises TwoDiscsError if there is another next to it.
+    """
+    candidates = _Candidates(copy)
     best: _Candidate | None = None
     for level_map in _maps(copy.pixels):
         for regions in _regions(level_map):
-            discs = [disc for disc in (_candidate(copy, region) for region in regions) if disc is not None]
-            if sum(disc.confidence > _SURE - 0.1 for disc in discs) > 1:
-                raise TwoDiscsError("it shows two discs; save each eye as a separate file")
-            for disc in discs:
+            for disc in candidates.among(regions):
                 if best is None or disc.score > best.score + 0.01:
                     best = disc
             if best is not None and best.score > _SURE:
-                return best
+                break
+        if best is not None and best.score > _SURE:
+            break
+    if best is not None and best.score > _TWO and _another(copy, best, candidates):
+        raise TwoDiscsError("it shows two discs; save each eye as a separate file")
     return best
+
+
+def _another(copy: _Copy, found: _Candidate, candidates: _Candidates) -> bool:
+    """Whether the rest of the photograph shows a disc as well."""
+    rest = ~ndimage.binary_dilation(found.outline.inside(found.region.shape), iterations=2)
+    smallest = _SECOND * float(np.count_nonzero(~rest))
+    levels = itertools.chain.from_iterable(_regions(level_map, rest, smallest) for level_map in _maps(copy.pixels))
+    return any(disc.score > _TWO for regions in levels for disc in candidates.among(regions))
 
 
 def _maps(pixels: np.ndarray) -> Iterator[np.ndarray]:
@@ -162,17 +198,28 @@ def _maps(pixels: np.ndarray) -> Iterator[np.ndarray]:
     yield brightest - np.minimum.reduce(pixels)
 
 
-def _regions(values: np.ndarray) -> Iterator[list[np.ndarray]]:
-    """For each level, the largest regions above it without their holes, (h, w) bool each."""
+def _regions(values: np.ndarray, within: np.ndarray | None = None, smallest: float = 0.0) -> Iterator[list[np.ndarray]]:
+    """For each level, the largest regions above it without their holes, (h, w) bool each.
+
+    within: (h, w) bool, where to look. smallest: px.
+    """
     dark, bright = np.percentile(values, (0.5, 98))
+    smallest = max(_SMALLEST * values.size, smallest)
     for level in _LEVELS:
-        labels, count = ndimage.label(values > dark + level * (bright - dark))
+        above = values > dark + level * (bright - dark)
+        if within is not None:
+            above &= within
+        if np.count_nonzero(above) < smallest:
+            continue
+        labels, count = ndimage.label(above)
         areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
         regions = []
         for index in np.argsort(-areas)[:3]:
-            if areas[index] < max(_SMALLEST * values.size, _SECOND * areas.max()):
+            if areas[index] < max(smallest, _SECOND * areas.max()):
                 break
             region = ndimage.binary_fill_holes(labels == index + 1)
+            if within is not None:
+                region &= within
             if region.mean() < 0.995:
                 regions.append(region)
         yield regions
@@ -297,7 +344,7 @@ def _panel(copy: _Copy) -> _Candidate | None:
             row, col = ndimage.center_of_mass(region)
             radius = math.hypot(*region.shape)
             rays = _region_rays(region, (float(row), float(col)), radius)
-            outline = fit_outline(rays, radius, _TOLERANCE, np.zeros(RAYS, bool), disc=False)
+            outline = fit_outline(rays, radius, _TOLERANCE, np.ones(RAYS, bool), disc=False)
             if region.mean() > _PANEL and outline.support > _SURE and _overlap(outline, region) > _SURE:
                 return _Candidate(outline, region, 0.0, 0.0)
     return None
@@ -312,7 +359,7 @@ def _field_of_view(image: np.ndarray, copy: _Copy, found: _Candidate) -> FieldOf
     tolerance = max(1.0, _ON * coarse) if disc else _TOLERANCE
     outline = fit_outline(rays, coarse, tolerance, sharp, disc)
     confidence = _overlap(found.outline, found.region) * outline.support if disc else 0.0
-    if disc and confidence < _MIN_CONFIDENCE:
+    if disc and confidence < _NO_DISC:
         return _whole_frame(shape)
     if not _is_in(outline.center, shape) or 2 * outline.radius > math.hypot(*shape):
         confidence = min(confidence, _UNSURE)

@@ -11,7 +11,7 @@ import numpy as np
 Box = tuple[int, int, int, int]  # r0, c0, r1, c1; the last two exclusive
 
 REACH = 0.04  # of the diameter: how far beyond its edge the retina is continued; more than a decoder sees
-DOUBTFUL = 0.75  # confidence below which a person should look at the field of view
+DOUBTFUL = 0.8  # confidence below which a person should look at the field of view
 _STEEPEST = 0.2  # sine of the smallest angle between a ray and the edge; below it, the sides of a notch
 
 
@@ -22,7 +22,7 @@ class FieldOfView:
     shape: (H, W) of the image. center: (row, col) float, px, of the disc. diameter: float, px, of the disc before
     anything cuts it; of an ellipse, that of the disc of the same area. box: (r0, c0, r1, c1), the bounding box of the
     visible part, r1 and c1 exclusive. confidence: in [0, 1], agreement (IoU) of this field of view with the bright
-    region, times the share of its visible edge that was found in the image. full_frame: no disc was found, and
+    region, times the share of its visible edge that is sharp in the image. full_frame: no disc was found, and
     diameter is the diagonal of the box, because an image without a border lies inside the disc.
     edge: px from the center to the edge, at len(edge) evenly spaced angles from the direction of growing columns
     towards that of growing rows; empty for a whole disc or frame.

@@ -71,8 +71,8 @@ class Line(NamedTuple):
 class Outline(NamedTuple):
     """center: (row, col). radius: px, of the disc. edge: (RAYS,) px to the visible edge. lines: the cuts.
 
-    arc: share of all rays that end on the disc. support: share of the visible rays that end on the outline, or share of
-    the rays through its arcs that end on them, whichever is less.
+    arc: share of all rays that end on the disc. support: share of the visible rays that end sharply on the outline,
+    or share of the rays through its arcs that end on them, whichever is less.
     """
 
     center: tuple[float, float]
@@ -90,11 +90,11 @@ class Outline(NamedTuple):
         return view.mask
 
 
-def fit_outline(rays: Rays, radius: float, tolerance: float, notches: np.ndarray, disc: bool = True) -> Outline:
+def fit_outline(rays: Rays, radius: float, tolerance: float, sharp: np.ndarray, disc: bool = True) -> Outline:
     """The outline that explains most of the points.
 
-    radius: of the first guess, px. tolerance: px between the outline and a point on it. notches: (RAYS,) bool, where a
-    point that neither disc nor line explains may be a notch. disc: False for a region bounded by lines alone.
+    radius: of the first guess, px. tolerance: px between the outline and a point on it. sharp: (RAYS,) bool, points
+    that count; where a shadow ends is no edge. disc: False for a region bounded by lines alone.
     """
     known = np.isfinite(rays.edge)
     points = rays.points
@@ -106,10 +106,10 @@ def fit_outline(rays: Rays, radius: float, tolerance: float, notches: np.ndarray
         return np.minimum.reduce([curve.at(turn), *(line.at(turn) for line in lines)])
 
     gap = shape(angle) - distance
-    on = np.abs(gap) <= tolerance
+    on = sharp[known] & (np.abs(gap) <= tolerance)
     on_arc = on & (np.abs(curve.at(angle) - distance) <= tolerance)
     within = np.zeros(RAYS, bool)
-    within[known] = notches[known] & (gap > 2 * tolerance)
+    within[known] = sharp[known] & (gap > 2 * tolerance)
     notch = ndimage.binary_opening(np.tile(within, 3), np.ones(_NARROWEST))[RAYS : 2 * RAYS][known]
     edge = shape(ANGLES)
     if notch.any():
