@@ -31,8 +31,8 @@ COLUMNS = (
         "fov_confidence",
         "",
         "Overlap (IoU) of the field of view with the region that differs from the background, times the share of its "
-        "edge that was found to be sharp, 0 to 1; at most 0.5 where the disc is larger than the frame or its centre lies "
-        "outside.",
+        "edge that was found to be sharp, 0 to 1; at most 0.5 where the disc is larger than the frame or its centre "
+        "lies outside.",
     ),
     Column(
         "fov_full_frame",
