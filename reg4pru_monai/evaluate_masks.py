@@ -14,6 +14,7 @@ from . import mask_metrics as cm
 from .files import table_reader
 from .fundus import DEFAULT_DIAMETER, FieldOfView
 from .fundus.detection import read_fov
+from .fundus.fov import whole_frame
 from .fundus.io import IMAGE_SUFFIXES, decode_grey, has_two_values, read_bytes, read_grey
 from .fundus.layouts import LABEL_NAME, LAYOUTS, SECOND_OBSERVER_NAME, listing
 from .fundus.truth import LABEL_MAP, check_truth, read_truth
@@ -114,7 +115,7 @@ def evaluate_masks(
     human = cm.ComparisonMetrics(diameter, probabilities=False) if second else None
     for name in names:
         label = read_truth(truth[name])
-        fov = _whole_frame(label.shape) if pictures is None else read_fov(pictures[name])
+        fov = whole_frame(label.shape) if pictures is None else read_fov(pictures[name])
         _add(found, read_prediction(predicted[name], probabilities), label, fov, name, (predicted, truth))
         if human and name in second:
             _add(human, read_truth(second[name]).astype(np.float32), label, fov, name, (second, truth))
@@ -277,16 +278,6 @@ def read_prediction(path: Path, probabilities: bool) -> np.ndarray:
         return read_truth(path).astype(np.float32)
     grey = read_grey(path)
     return grey / np.float32(255) if grey.dtype == np.uint8 else grey
-
-
-def _whole_frame(shape: tuple[int, ...]) -> FieldOfView:
-    """As ``detect_fov`` describes a photograph without a border."""
-    height, width = shape
-    center = ((height - 1) / 2, (width - 1) / 2)
-    return FieldOfView((height, width), center, math.hypot(height, width), (0, 0, height, width), 0.0, True)
-
-
-# --- groups -----------------------------------------------------------------------------------------------------------
 
 
 def read_groups(path: PathLike, names: Iterable[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from .fov import Box, FieldOfView
+from .fov import Box, FieldOfView, whole_frame
 from .io import FundusReadError, read_image
 from .outline import (
     ANGLES,
@@ -101,7 +101,7 @@ def detect_fov(image: np.ndarray) -> FieldOfView:
         return _field_of_view(image, copy, found)
     panel = _panel(copy)
     if panel is None:
-        return _whole_frame(image.shape[:2])
+        return whole_frame(image.shape[:2])
     r0, c0, r1, c1 = _box_in(copy, panel, image.shape[:2])
     upright = panel.region.sum() > _SURE * np.prod(np.ptp(np.argwhere(panel.region), axis=0) + 1)
     if upright and (r1 - r0, c1 - c0) != image.shape[:2]:
@@ -164,13 +164,10 @@ def _best(copy: _Copy) -> _Candidate | None:
     """
     candidates = _Candidates(copy)
     best: _Candidate | None = None
-    for level_map in _maps(copy.pixels):
-        for regions in _regions(level_map):
-            for disc in candidates.among(regions):
-                if best is None or disc.score > best.score + 0.01:
-                    best = disc
-            if best is not None and best.score > _SURE:
-                break
+    for regions in itertools.chain.from_iterable(_regions(level_map) for level_map in _maps(copy.pixels)):
+        for disc in candidates.among(regions):
+            if best is None or disc.score > best.score + 0.01:
+                best = disc
         if best is not None and best.score > _SURE:
             break
     if best is not None and best.score > _TWO and _another(copy, best, candidates):
@@ -360,7 +357,7 @@ def _field_of_view(image: np.ndarray, copy: _Copy, found: _Candidate) -> FieldOf
     outline = fit_outline(rays, coarse, tolerance, sharp, disc)
     confidence = _overlap(found.outline, found.region) * outline.support if disc else 0.0
     if disc and confidence < _NO_DISC:
-        return _whole_frame(shape)
+        return whole_frame(shape)
     if not _is_in(outline.center, shape) or 2 * outline.radius > math.hypot(*shape):
         confidence = min(confidence, _UNSURE)
     box = _box(outline, shape)
@@ -444,16 +441,3 @@ def _box_in(copy: _Copy, panel: _Candidate, shape: tuple[int, ...]) -> Box:
     low = [math.ceil(copy.to_image(some[0] + 0.5)) for some in (rows, cols)]
     high = [math.floor(copy.to_image(some[-1] - 0.5)) + 1 for some in (rows, cols)]
     return (max(0, low[0]), max(0, low[1]), min(shape[0], high[0]), min(shape[1], high[1]))
-
-
-def _whole_frame(shape: tuple[int, ...]) -> FieldOfView:
-    """The whole frame: a photograph without a border lies inside the disc."""
-    height, width = shape
-    return FieldOfView(
-        (height, width),
-        ((height - 1) / 2, (width - 1) / 2),
-        math.hypot(height, width),
-        (0, 0, height, width),
-        0.0,
-        True,
-    )

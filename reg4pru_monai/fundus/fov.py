@@ -121,6 +121,13 @@ class FieldOfView:
         )
 
 
+def whole_frame(shape: tuple[int, ...]) -> FieldOfView:
+    """The whole frame, for shape (H, W): a photograph without a border lies inside the disc."""
+    height, width = shape
+    center = ((height - 1) / 2, (width - 1) / 2)
+    return FieldOfView((height, width), center, math.hypot(height, width), (0, 0, height, width), 0.0, True)
+
+
 def _inset(edge: np.ndarray, inset: float) -> np.ndarray:
     """The polar curve `inset` px inside another: where each ray first comes that near to the edge."""
     turn = np.arange(len(edge)) * (2 * math.pi / len(edge))
